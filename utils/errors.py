@@ -1,0 +1,25 @@
+"""One exception for everything a user can put right."""
+import functools
+import os
+import sys
+
+
+class UserError(Exception):
+    """A mistake in the input: its text is one clear line (what was found, where, what was expected, what to do)."""
+
+
+def exit_cleanly(main):
+    """Wrap a script's `main(argv)`: a UserError prints as one line on stderr and exits with code 2, without a traceback."""
+
+    @functools.wraps(main)
+    def wrapped(*args, **kwargs):
+        try:
+            return main(*args, **kwargs)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except BrokenPipeError:  # `python eval_vq.py … | head`: the reader has gone, nothing is left to say
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+
+    return wrapped

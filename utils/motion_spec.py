@@ -1,0 +1,101 @@
+"""The facts of each data set, in one place: joints, feature layout, frame rate, skeleton, upstream's folders.
+
+Source: HumanML3D (arXiv 2212.04048, `motion_representation.ipynb`, `paramUtil.py`) and T2M-GPT (arXiv 2301.06052).
+"""
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+UNIT_LENGTH = 4          # clips are evaluated at a multiple of four frames: one code is four frames
+MAX_EVAL_FRAMES = 200    # evaluation takes clips shorter than this
+MAX_MOTION_LENGTH = 196  # the extractors' padded length
+
+
+@dataclass(frozen=True)
+class MotionSpec:
+    """One data set's skeleton and feature layout. Lengths are in metres, rates in frames per second."""
+
+    name: str
+    joints: int
+    fps: float
+    joint_names: tuple
+    chains: tuple            # kinematic chains of joint indices, each from its root outwards
+    raw_offsets: tuple       # (J, 3) unit direction of each bone in the rest pose
+    bone_lengths: tuple      # (J,) of the target skeleton in metres; None: a clip keeps its own
+    face_joints: tuple       # right hip, left hip, right shoulder, left shoulder
+    left_feet: tuple         # ankle, toe
+    right_feet: tuple
+    leg: tuple               # the two joints whose bones give the leg-length ratio
+    contact_threshold: float  # squared foot displacement per frame below which a foot is in contact
+    min_eval_frames: int     # evaluation takes clips of at least this length
+    data_root: str           # upstream's folder
+    meta_dirs: tuple         # where upstream's archives put the statistics it trains with
+
+    @property
+    def width(self):
+        """Features per frame: 263 for 22 joints, 251 for 21."""
+        return 12 * self.joints - 1
+
+    @cached_property
+    def slices(self):
+        """Feature name → slice of the last axis, in the order of the vector."""
+        sizes = dict(yaw=1, root_xz=2, height=1, positions=3 * (self.joints - 1), rotations=6 * (self.joints - 1),
+                     velocities=3 * self.joints, contacts=4)
+        slices, start = {}, 0
+        for name, size in sizes.items():
+            slices[name] = slice(start, start + size)
+            start += size
+        return slices
+
+    @cached_property
+    def parents(self):
+        """(J,) parent of each joint; -1 for the root."""
+        parents = [-1] * self.joints
+        for chain in self.chains:
+            for parent, child in zip(chain, chain[1:]):
+                parents[child] = parent
+        return tuple(parents)
+
+    @property
+    def feet(self):
+        """The four contact joints, in the order of the contact features: left, left, right, right."""
+        return self.left_feet + self.right_feet
+
+
+T2M = MotionSpec(
+    name="t2m", joints=22, fps=20.0,
+    joint_names=("pelvis", "left_hip", "right_hip", "spine1", "left_knee", "right_knee", "spine2", "left_ankle", "right_ankle",
+                 "spine3", "left_foot", "right_foot", "neck", "left_collar", "right_collar", "head", "left_shoulder",
+                 "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist"),
+    chains=((0, 2, 5, 8, 11), (0, 1, 4, 7, 10), (0, 3, 6, 9, 12, 15), (9, 14, 17, 19, 21), (9, 13, 16, 18, 20)),
+    raw_offsets=((0, 0, 0), (1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, -1, 0), (0, 1, 0), (0, -1, 0), (0, -1, 0),
+                 (0, 1, 0), (0, 0, 1), (0, 0, 1), (0, 1, 0), (1, 0, 0), (-1, 0, 0), (0, 0, 1), (0, -1, 0), (0, -1, 0),
+                 (0, -1, 0), (0, -1, 0), (0, -1, 0), (0, -1, 0)),
+    bone_lengths=(0, .103074, .109883, .131568, .393623, .390188, .143190, .432433, .425643, .057365, .143382, .149419,
+                  .219360, .137487, .143383, .103039, .131614, .122984, .256840, .263092, .266012, .269876),
+    face_joints=(2, 1, 17, 16), left_feet=(7, 10), right_feet=(8, 11), leg=(5, 8), contact_threshold=0.002, min_eval_frames=40,
+    data_root="dataset/HumanML3D",
+    meta_dirs=("checkpoints/t2m/VQVAEV3_CB1024_CMT_H1024_NRES3/meta", "checkpoints/t2m/Comp_v6_KLD005/meta"))
+
+KIT = MotionSpec(
+    name="kit", joints=21, fps=12.5,
+    joint_names=("root", "spine", "chest", "neck", "head", "right_shoulder", "right_elbow", "right_wrist", "left_shoulder",
+                 "left_elbow", "left_wrist", "right_hip", "right_knee", "right_ankle", "right_foot", "right_toe", "left_hip",
+                 "left_knee", "left_ankle", "left_foot", "left_toe"),
+    chains=((0, 11, 12, 13, 14, 15), (0, 16, 17, 18, 19, 20), (0, 1, 2, 3, 4), (3, 5, 6, 7), (3, 8, 9, 10)),
+    raw_offsets=((0, 0, 0), (0, 1, 0), (0, 1, 0), (0, 1, 0), (0, 1, 0), (1, 0, 0), (0, -1, 0), (0, -1, 0), (-1, 0, 0),
+                 (0, -1, 0), (0, -1, 0), (1, 0, 0), (0, -1, 0), (0, -1, 0), (0, 0, 1), (0, 0, 1), (-1, 0, 0), (0, -1, 0),
+                 (0, -1, 0), (0, 0, 1), (0, 0, 1)),
+    bone_lengths=None,
+    face_joints=(11, 16, 5, 8), left_feet=(19, 20), right_feet=(14, 15), leg=(17, 18), contact_threshold=0.05,
+    min_eval_frames=24, data_root="dataset/KIT-ML",
+    meta_dirs=("checkpoints/kit/VQVAEV3_CB1024_CMT_H1024_NRES3/meta", "checkpoints/kit/Comp_v6_KLD005/meta"))
+
+# the set that `python -m dataset.prepare --demo` animates itself: HumanML3D's skeleton and layout
+DEMO = replace(T2M, name="demo", data_root="dataset/demo", meta_dirs=())
+
+SPECS = {spec.name: spec for spec in (T2M, KIT, DEMO)}
+
+
+def get_spec(dataname):
+    """MotionSpec of `t2m`, `kit` or `demo`. Raises KeyError for any other name."""
+    return SPECS[dataname]
