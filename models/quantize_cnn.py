@@ -1,0 +1,292 @@
+"""Four quantizers on one base (T2M-GPT models/quantize_cnn.py; EMA and reset after Jukebox, arXiv 2005.00341).
+
+Training reads: latents → rows → nearest code → loss → straight-through, then `update` moves the codebook, so that the output
+always uses the codebook from before the batch. N windows, C channels, T' latent frames, K codes, R = N·T' rows.
+"""
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+import torch.nn.functional as F
+
+
+def _all_reduce(tensor):
+    """Sum over the ranks of a distributed run, in place; nothing to do in a single process."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def _ranks():
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+class BaseQuantizer(nn.Module):
+    """Nearest-code look-up, straight-through and the statistics of a training batch; a variant adds its loss and how its codes move.
+
+    The batch may come in `chunks` equal parts (gradient accumulation) and from several ranks: statistics add up in `_pending` until
+    `update()`. With `deferred` False, `forward` calls `update()` itself; a trainer that wants to look at the loss first, or that
+    accumulates, sets it True and calls `update()` once per step.
+    """
+
+    fills_from_data = True  # whether the first training batch becomes the codebook
+    eps = 1e-7              # in the perplexity's logarithm
+
+    def __init__(self, nb_code, code_dim):
+        super().__init__()
+        self.nb_code, self.code_dim = nb_code, code_dim
+        self.filled = not self.fills_from_data
+        self.deferred, self.chunks = False, 1
+        self.drop_pending()
+        self.register_load_state_dict_post_hook(lambda module, _: module._after_load())
+
+    @property
+    def codes(self):
+        """The codebook (K, C)."""
+        return self.codebook
+
+    def quantize(self, x):
+        """Rows (R, C) → index of the nearest code by squared Euclidean distance, (R,) int64."""
+        codes = self.codes
+        # ‖x‖² is the same for every code, so it is left out: argmin ‖c‖²/2 - x·c
+        return torch.addmm(codes.square().sum(1) / 2, x, codes.t(), alpha=-1).argmin(1)
+
+    def dequantize(self, code_idx):
+        """Code indices of any shape → their codes, shape + (C,)."""
+        return F.embedding(code_idx, self.codes)
+
+    def forward(self, x):
+        """x (N, C, T') → quantized (N, C, T'), commitment loss and perplexity (scalars). float32 (or float64) whatever autocast says."""
+        with torch.autocast(x.device.type, enabled=False):
+            if x.dtype in (torch.float16, torch.bfloat16):
+                x = x.float()
+            rows = x.transpose(1, 2).reshape(-1, x.shape[1])          # (N, C, T') → (R, C)
+            if self.training and not self.filled:
+                self.fill(rows.detach())
+            idx = self.quantize(rows.detach())
+            z = self.dequantize(idx)
+            loss = self.loss(rows, z)
+            out = rows + (z - rows).detach()                          # straight-through: the gradient passes unchanged
+            out = out.view(x.shape[0], x.shape[2], x.shape[1]).transpose(1, 2)
+            perplexity = self._count(rows.detach(), idx)
+        return out, loss, perplexity
+
+    def loss(self, x, z):
+        """Commitment loss: the codebook itself gets no gradient."""
+        return F.mse_loss(x, z.detach())
+
+    def perplexity(self, counts):
+        """exp(-Σ p log(p + eps)) of code counts (K,)."""
+        p = counts / counts.sum()
+        return torch.exp(-(p * torch.log(p + self.eps)).sum())
+
+    @torch.no_grad()
+    def _count(self, rows, idx):
+        counts = torch.zeros(self.nb_code, dtype=rows.dtype, device=rows.device)
+        counts.index_add_(0, idx, torch.ones_like(rows[:, 0]))
+        if self.training:
+            statistics = torch.cat([counts[:, None], *self._statistics(rows, idx)], 1)
+            self._pending = statistics if self._pending is None else self._pending + statistics
+            self._rows, self._chunk = self._rows + len(rows), self._chunk + 1
+            if not self.deferred:
+                return self.update()
+        return self.perplexity(counts)
+
+    def _statistics(self, rows, idx):
+        """What `_move` needs of a batch besides the counts: tensors of (K, ·) that add up over chunks and ranks."""
+        return ()
+
+    @torch.no_grad()
+    def update(self):
+        """Move the codebook by the statistics gathered since the last update; returns the whole batch's perplexity."""
+        statistics = _all_reduce(self._pending)
+        self._move(statistics, self._rows * _ranks()[1])
+        self.drop_pending()
+        return self.perplexity(statistics[:, 0])
+
+    def drop_pending(self):
+        """Forget the statistics gathered since the last update."""
+        self._pending, self._rows, self._chunk = None, 0, 0
+
+    def _move(self, statistics, rows):
+        """Change the codes by the summed statistics (K, 1 + ·) of a batch of `rows` rows. A codebook learnt by gradient does not."""
+
+    def fill(self, rows):
+        """Fill the codebook from a batch's rows; only codebooks that are not learnt by gradient do."""
+
+    def training_state(self):
+        """What must survive a checkpoint besides the state-dict: primitives and tensors."""
+        return {}
+
+    def load_training_state(self, state):
+        """Take over `training_state()` of the same kind of quantizer, after its state-dict was loaded."""
+
+    def _after_load(self):
+        pass
+
+
+class CodebookQuantizer(BaseQuantizer):
+    """A codebook that is data, not a parameter: filled from the first training batch, then moved by statistics."""
+
+    def __init__(self, nb_code, code_dim, mu=0.99):
+        super().__init__(nb_code, code_dim)
+        self.mu = mu
+        self.register_buffer("codebook", torch.zeros(nb_code, code_dim))
+
+    def reset_codebook(self):
+        """Forget the fill: the next training batch fills the codebook again."""
+        self.filled = False
+        self.codebook.zero_()
+        self.drop_pending()
+
+    def _after_load(self):
+        # a loaded codebook counts as filled, unless it is one that was saved before its first batch
+        self.filled = bool(self.codebook.any())
+        self.drop_pending()
+
+    def _first_rows(self, rows):
+        """(K, C): this chunk's share of the global batch's first K rows, at their places; zeros elsewhere."""
+        rank, _ = _ranks()
+        return self._place(rows, (rank * self.chunks + self._chunk) * len(rows))
+
+    def _place(self, rows, start):
+        """(K, C) of zeros but for `rows`, from row `start` on, as far as they fit."""
+        placed = torch.zeros_like(self.codebook)
+        if start < self.nb_code:
+            part = rows[:self.nb_code - start]
+            placed[start:start + len(part)] = part
+        return placed
+
+    def _tile(self, first, rows):
+        """Fill up (K, C) of first rows where the batch has only `rows` < K of them: repeated, with a little noise."""
+        if rows >= self.nb_code:
+            return first
+        tiled = first[:rows].repeat(-(-self.nb_code // rows), 1)[:self.nb_code]
+        return tiled + torch.randn_like(tiled) * (0.01 / self.code_dim ** 0.5)
+
+    @torch.no_grad()
+    def fill(self, rows):
+        """rows (R, C): this rank's rows of the first batch (all chunks of it). The first K of the global batch become the codebook."""
+        rank, world = _ranks()
+        first = self._tile(_all_reduce(self._place(rows, rank * len(rows))), len(rows) * world)
+        # a batch with bad numbers leaves the codebook as it was; its loss is not finite either, and the trainer reports it
+        self.codebook.copy_(torch.where(torch.isfinite(first).all(), first, self.codebook))
+        self.filled = True
+
+    def training_state(self):
+        return {"filled": self.filled}
+
+    def load_training_state(self, state):
+        self.filled = bool(state["filled"])
+
+
+class QuantizeReset(CodebookQuantizer):
+    """Codes unused in a batch become rows of it; used codes never move (upstream's straight-through and loss both detach them)."""
+
+    def _statistics(self, rows, idx):
+        return (self._first_rows(rows),)
+
+    def _move(self, statistics, rows):
+        counts, first = statistics[:, :1], statistics[:, 1:]
+        moved = torch.where(counts >= 1, self.codebook, self._tile(first, rows))
+        self.codebook.copy_(torch.where(torch.isfinite(statistics).all(), moved, self.codebook))
+
+
+class QuantizeEMA(CodebookQuantizer):
+    """Codes follow the exponential moving average of the rows they stand for."""
+
+    replaces = False  # whether a code with an average count below one becomes a row of the batch
+
+    def __init__(self, nb_code, code_dim, mu=0.99):
+        super().__init__(nb_code, code_dim, mu)
+        # not in the state-dict, whose keys are upstream's: `training_state` carries them
+        self.register_buffer("code_sum", torch.zeros(nb_code, code_dim), persistent=False)
+        self.register_buffer("code_count", torch.ones(nb_code), persistent=False)
+        self.counted = True  # False: a codebook came without its statistics (an upstream file)
+
+    def reset_codebook(self):
+        super().reset_codebook()
+        self.counted = True
+
+    def _after_load(self):
+        super()._after_load()
+        self.counted = not self.filled
+
+    def fill(self, rows):
+        super().fill(rows)
+        self.code_sum.copy_(self.codebook)
+        self.code_count.fill_(1)
+
+    def _statistics(self, rows, idx):
+        if rows.is_cuda:  # a product adds in a fixed order there; index_add_ does not
+            sums = F.one_hot(idx, self.nb_code).to(rows.dtype).t() @ rows
+        else:
+            sums = torch.zeros_like(self.codebook).index_add_(0, idx, rows)
+        return (sums, self._first_rows(rows)) if self.replaces else (sums,)
+
+    def _expect_usage(self, rows):
+        """Statistics of a codebook that came without: the expected rows per code, enough for no code to fall below one at once."""
+        self.code_count.fill_(max(rows / self.nb_code, 1.0001 / self.mu))
+        self.code_sum.copy_(self.codebook * self.code_count[:, None])
+        self.counted = True
+
+    def _move(self, statistics, rows):
+        counts, sums = statistics[:, 0], statistics[:, 1:1 + self.code_dim]
+        if not self.counted:
+            self._expect_usage(rows)
+        code_count = self.mu * self.code_count + (1 - self.mu) * counts
+        code_sum = self.mu * self.code_sum + (1 - self.mu) * sums
+        codebook = code_sum / code_count[:, None]
+        if self.replaces:
+            replacement = self._tile(statistics[:, 1 + self.code_dim:], rows)
+            codebook = torch.where(code_count[:, None] >= 1, codebook, replacement)
+        else:  # the average of a code long unused fades to 0/0: it stays where it is
+            codebook = torch.where(code_count[:, None] > 1e-20, codebook, self.codebook)
+        ok = torch.isfinite(statistics).all()
+        for buffer, value in ((self.code_count, code_count), (self.code_sum, code_sum), (self.codebook, codebook)):
+            buffer.copy_(torch.where(ok, value, buffer))
+
+    def training_state(self):
+        return {**super().training_state(), "counted": self.counted, "code_sum": self.code_sum, "code_count": self.code_count}
+
+    def load_training_state(self, state):
+        super().load_training_state(state)
+        self.counted = bool(state["counted"])
+        self.code_sum.copy_(state["code_sum"])
+        self.code_count.copy_(state["code_count"])
+
+
+class QuantizeEMAReset(QuantizeEMA):
+    """EMA, and a code used less than once a batch on average is replaced by a row of the batch. T2M-GPT's published choice."""
+
+    replaces = True
+
+
+class Quantizer(BaseQuantizer):
+    """The VQ-VAE of arXiv 1711.00937: an embedding learnt by gradient, commitment weighted by beta."""
+
+    fills_from_data = False
+    eps = 1e-10
+
+    def __init__(self, nb_code, code_dim, beta=1.0):
+        super().__init__(nb_code, code_dim)
+        self.beta = beta
+        self.embedding = nn.Embedding(nb_code, code_dim)
+        self.embedding.weight.data.uniform_(-1 / nb_code, 1 / nb_code)
+
+    @property
+    def codes(self):
+        return self.embedding.weight
+
+    def loss(self, x, z):
+        return F.mse_loss(z, x.detach()) + self.beta * F.mse_loss(z.detach(), x)
+
+
+# --quantizer → constructor from (nb_code, code_dim, args)
+QUANTIZERS = {
+    "ema_reset": lambda nb_code, code_dim, args: QuantizeEMAReset(nb_code, code_dim, args.mu),
+    "orig": lambda nb_code, code_dim, args: Quantizer(nb_code, code_dim, args.beta),
+    "ema": lambda nb_code, code_dim, args: QuantizeEMA(nb_code, code_dim, args.mu),
+    "reset": lambda nb_code, code_dim, args: QuantizeReset(nb_code, code_dim, args.mu),
+}
