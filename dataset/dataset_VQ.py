@@ -1,0 +1,64 @@
+"""Training windows: which ones make up batch k is a pure function of (seed, k), and a batch is one vectorised gather."""
+import numpy as np
+import torch
+
+from utils.errors import UserError
+
+
+class WindowFeed:
+    """Windows of `window` frames from the clips of a split (T2M-GPT dataset/dataset_VQ.py).
+
+    The windows form one endless stream: epoch after epoch, every long enough clip once, in a random order, each with a uniformly random
+    crop. Batch k is the stream from k·batch_size on, so nothing has to be saved to continue, a batch may be larger than an epoch, and
+    a rank takes its slice of the same batch.
+
+    clips: as `load_split` returns. Raises UserError when no clip is as long as a window.
+    """
+
+    def __init__(self, clips, window, batch_size, seed=123):
+        lengths = np.diff(clips.offsets)
+        self.long_enough = np.flatnonzero(lengths >= window)
+        if not len(self.long_enough):
+            raise UserError(f"{clips.split}: all {len(lengths)} clips are shorter than a window of {window} frames (the longest has "
+                            f"{lengths.max()}); use a smaller --window-size")
+        self.too_short = len(lengths) - len(self.long_enough)
+        self.clips, self.window, self.batch_size, self.seed = clips, window, batch_size, seed
+        self._starts = clips.offsets[self.long_enough]
+        self._crops = lengths[self.long_enough] - window + 1
+        frames = np.ascontiguousarray(clips.frames)
+        width = frames.shape[1]
+        # (F - window + 1, window·D): a window is one run of memory, so a batch is one copy per window
+        self._windows = np.lib.stride_tricks.as_strided(frames, (len(frames) - window + 1, window * width),
+                                                        (frames.strides[0], frames.itemsize), writeable=False)
+        self._shape = (window, width)
+        self._epoch = (-1, None, None)
+
+    def __len__(self):
+        """Clips in an epoch."""
+        return len(self.long_enough)
+
+    def _draw(self, epoch):
+        """Order of the clips and first frame of each crop in an epoch, (n,) each."""
+        if self._epoch[0] != epoch:
+            rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
+            order = rng.permutation(len(self))
+            starts = self._starts[order] + np.floor(rng.random(len(self)) * self._crops[order]).astype(np.int64)
+            self._epoch = (epoch, order, starts)
+        return self._epoch[1:]
+
+    def select(self, k, rank=0, world_size=1):
+        """Clips (index into `clips.names`) and first frames (row of `clips.frames`) of rank's slice of batch k: (B,) int64 each."""
+        first = k * self.batch_size
+        position = np.arange(first + rank * self.batch_size // world_size, first + (rank + 1) * self.batch_size // world_size)
+        epochs, within = np.divmod(position, len(self))
+        clips, starts = np.empty_like(position), np.empty_like(position)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            order, frames = self._draw(int(epoch))
+            clips[here], starts[here] = self.long_enough[order[within[here]]], frames[within[here]]
+        return clips, starts
+
+    def batch(self, k, rank=0, world_size=1):
+        """Batch k (its slice for `rank`) as a new (B, window, D) float32 tensor."""
+        starts = self.select(k, rank, world_size)[1]
+        return torch.from_numpy(self._windows[starts].reshape(len(starts), *self._shape))

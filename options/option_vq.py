@@ -1,0 +1,165 @@
+"""Every flag of the scripts, grouped. Imports argparse alone, so that --help and a refusal are instant."""
+import argparse
+import math
+import shlex
+
+DATASETS = ("t2m", "kit", "demo")
+RATIO = 2  # each of down_t steps halves the frame rate
+
+DEAD_FLAGS = {  # upstream's flags that nothing reads
+    "--results-dir": "pictures go to TensorBoard and the run folder (--nb-vis)",
+    "--visual-name": "pictures go to TensorBoard and the run folder (--nb-vis)",
+    "--vis-gif": "the number of clips drawn is --nb-vis",
+    "--resume-gpt": "this repository trains the VQ-VAE only",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Refuses with one line; reads `@file` recipes with several words a line and # comments."""
+
+    def __init__(self, **kwargs):
+        super().__init__(fromfile_prefix_chars="@", allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+
+    def convert_arg_line_to_args(self, line):
+        return shlex.split(line, comments=True)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+class _Dead(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        parser.error(f"{option_string} does nothing in upstream either: {DEAD_FLAGS[option_string]}")
+
+
+def _number(kind, low, high=math.inf, open_low=False):
+    """A type for argparse: a finite number of `kind` within [low, high], or (low, high]."""
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {'a whole number' if kind is int else 'a number'}") from None
+        if not (low < value if open_low else low <= value) or not value <= high or not math.isfinite(value):
+            bound = f"{'over' if open_low else 'at least'} {low}" + (f" and at most {high}" if math.isfinite(high) else "")
+            raise argparse.ArgumentTypeError(f"{text} is out of range: expected {bound}")
+        return value
+
+    return parse
+
+
+def _norm(text):
+    if text.lower() == "none":
+        return None
+    if text not in ("LN", "GN", "BN"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of none, LN, GN, BN")
+    return text
+
+
+COUNT, POSITIVE = _number(int, 1), _number(float, 0, open_low=True)
+SHARE, WEIGHT = _number(float, 0, 1), _number(float, 0)
+
+
+def add_data_flags(parser):
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataname", choices=DATASETS, default="t2m", help="HumanML3D (22 joints, 263 wide), KIT-ML (21, 251), or the demo set")
+    group.add_argument("--data-root", metavar="DIR", default=None,
+                       help="folder in the HumanML3D layout; None: dataset/HumanML3D, dataset/KIT-ML or dataset/demo")
+    group.add_argument("--meta-dir", metavar="DIR", default=None,
+                       help="folder of mean.npy and std.npy; None: the evaluator's meta folder when it is there, else the data folder")
+    group.add_argument("--skip-bad-clips", action="store_true", help="leave out missing, unreadable or non-finite clips instead of stopping")
+    group.add_argument("--no-cache", action="store_true", help="read the clips one by one instead of from the packed cache")
+
+
+def add_device_flags(parser):
+    group = parser.add_argument_group("device")
+    group.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to run; auto takes the best there is")
+    return group
+
+
+def add_model_flags(parser):
+    group = parser.add_argument_group("network")
+    group.add_argument("--code-dim", type=COUNT, default=512, help="width of a code")
+    group.add_argument("--nb-code", type=COUNT, default=512, help="number of codes")
+    group.add_argument("--down-t", type=_number(int, 1, 6), default=2, help="halvings of the frame rate; 2: one code for four frames")
+    group.add_argument("--stride-t", type=COUNT, default=2, help="stride of each halving; only 2 fits the decoder's upsampling")
+    group.add_argument("--width", type=COUNT, default=512, help="channels of the convolutions")
+    group.add_argument("--depth", type=COUNT, default=3, help="residual blocks at each rate")
+    group.add_argument("--dilation-growth-rate", type=COUNT, default=3, help="growth of the dilation from block to block")
+    group.add_argument("--output-emb-width", type=COUNT, default=512, help="channels of the latents; equals --code-dim")
+    group.add_argument("--vq-act", choices=("relu", "silu", "gelu"), default="relu", help="activation inside the residual blocks")
+    group.add_argument("--vq-norm", type=_norm, default=None, metavar="none|LN|GN|BN", help="normalisation inside the residual blocks")
+    group = parser.add_argument_group("quantizer")
+    group.add_argument("--quantizer", choices=("ema_reset", "orig", "ema", "reset"), default="ema_reset", help="how the codebook is learnt")
+    group.add_argument("--mu", type=SHARE, default=0.99, help="decay of the moving averages (ema, ema_reset)")
+    group.add_argument("--beta", type=WEIGHT, default=1.0, help="weight of the commitment term (orig)")
+
+
+def add_training_flags(parser):
+    group = parser.add_argument_group("optimisation")
+    group.add_argument("--batch-size", type=COUNT, default=256, help="windows a step, over all devices together")
+    group.add_argument("--window-size", type=COUNT, default=64, help="frames a window")
+    group.add_argument("--total-iter", type=COUNT, default=300000, help="iterations after the warm-up")
+    group.add_argument("--warm-up-iter", type=_number(int, 0), default=1000, help="the learning rate rises over this many iterations less one")
+    group.add_argument("--lr", type=POSITIVE, default=2e-4, help="learning rate")
+    group.add_argument("--lr-scheduler", type=COUNT, nargs="+", default=[200000], metavar="ITER", help="iterations after which the rate falls")
+    group.add_argument("--gamma", type=POSITIVE, default=0.05, help="factor by which it falls")
+    group.add_argument("--weight-decay", type=WEIGHT, default=0.0, help="AdamW's weight decay")
+    group.add_argument("--commit", type=WEIGHT, default=0.02, help="weight of the commitment loss")
+    group.add_argument("--loss-vel", type=WEIGHT, default=0.5, help="weight of the loss over --vel-slice")
+    group.add_argument("--vel-slice", choices=("positions", "velocities"), default="positions",
+                       help="what --loss-vel weighs; upstream's slice holds the joint positions, whatever its name says")
+    group.add_argument("--recons-loss", choices=("l1_smooth", "l1", "l2"), default="l1_smooth", help="reconstruction loss")
+    group.add_argument("--seed", type=_number(int, 0, 2 ** 32 - 1), default=123, help="of the weights and of the order of the windows")
+    group = parser.add_argument_group("run")
+    group.add_argument("--out-dir", default="output", help="folder of all runs")
+    group.add_argument("--exp-name", default="VQVAE", help="name of this run's folder in it")
+    group.add_argument("--print-iter", type=COUNT, default=200, help="iterations between log lines")
+    group.add_argument("--eval-iter", type=COUNT, default=1000, help="iterations between validations, each with a net_last.pth")
+    group.add_argument("--save-iter", type=COUNT, default=1000, help="iterations between saved states, from which a run resumes exactly")
+    group.add_argument("--resume", choices=("auto",), default=None, help="go on with the run in the run folder, or start it if there is none")
+    group.add_argument("--resume-pth", metavar="FILE", default=None,
+                       help="a state_*.pth resumes exactly; any other checkpoint, upstream's too, gives the weights to start from")
+    group.add_argument("--overwrite", action="store_true", help="start anew in a folder that holds a run; its files are removed")
+    group.add_argument("--force", action="store_true", help="resume although flags that matter have changed")
+    group.add_argument("--on-nan", choices=("stop", "skip"), default="stop", help="what a non-finite loss or gradient does to the run")
+    group.add_argument("--nan-limit", type=COUNT, default=10, help="skipped steps after which --on-nan skip stops all the same")
+
+
+def get_args_parser(argv=None):
+    """Parse and check the flags of `train_vq.py`; exits with code 2 and one line for what cannot work."""
+    parser = _Parser(prog="train_vq.py", description="Train the motion VQ-VAE. @FILE reads flags from a recipe, e.g. @options/t2m.args.")
+    add_data_flags(parser)
+    add_device_flags(parser)
+    add_model_flags(parser)
+    add_training_flags(parser)
+    for flag in DEAD_FLAGS:
+        parser.add_argument(flag, action=_Dead, nargs="?", help=argparse.SUPPRESS, default=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    problem = find_problem(args)
+    if problem:
+        parser.error(problem)
+    return args
+
+
+def find_problem(args):
+    """The first combination of training flags that cannot work, as one line; None when all can."""
+    unit = RATIO ** args.down_t
+    checks = (
+        (args.stride_t != RATIO, f"--stride-t {args.stride_t} cannot work: the decoder upsamples by 2; use --stride-t 2"),
+        (args.output_emb_width != args.code_dim,
+         f"--output-emb-width {args.output_emb_width} differs from --code-dim {args.code_dim}: latents and codes have one width"),
+        (args.window_size % unit != 0,
+         f"--window-size {args.window_size} is not a multiple of {unit} (2 ** --down-t): the last frames would be lost"),
+        (args.vq_norm == "GN" and args.width % 32 != 0, f"--vq-norm GN needs a --width divisible by its 32 groups, not {args.width}"),
+        (args.quantizer != "orig" and args.beta != 1.0, f"--beta acts only with --quantizer orig, not {args.quantizer}"),
+        (not args.quantizer.startswith("ema") and args.mu != 0.99, f"--mu acts only with the ema quantizers, not {args.quantizer}"),
+        (args.quantizer.startswith("ema") and not 0 < args.mu < 1, f"--mu {args.mu} is no decay: it must lie between 0 and 1"),
+        (args.on_nan != "skip" and args.nan_limit != 10, "--nan-limit acts only with --on-nan skip"),
+        (args.loss_vel == 0 and args.vel_slice != "positions", "--vel-slice acts only with a --loss-vel over 0"),
+        (not args.exp_name or "/" in args.exp_name or args.exp_name in (".", ".."), f"--exp-name {args.exp_name!r} is not a folder name"),
+        (args.resume and args.resume_pth, "--resume auto and --resume-pth both name a start: give one of them"),
+        (args.overwrite and args.resume, "--overwrite removes the run that --resume auto would go on with: give one of them"),
+        (args.force and not (args.resume or args.resume_pth), "--force acts only on a resumed run"),
+    )
+    return next((message for wrong, message in checks if wrong), None)
