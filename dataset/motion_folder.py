@@ -94,7 +94,7 @@ def load_split(root, split, spec, mean, std, skip_bad=False, cache=True):
     """All clips of a split, normalised, in one array.
 
     Returns a namespace: `names` list of ids; `frames` (F, D) float32, clip after clip, normalised in float64 and rounded once;
-    `offsets` (n + 1,) int64; `bad` the messages of the clips left out; `split`. With `cache`, a packed file in ROOT/.packed is mapped
+    `offsets` (n + 1,) int64; `bad` the messages of the clips left out; `content` a SHA-256 of the frames; `split`. With `cache`, a packed file in ROOT/.packed is mapped
     when its fingerprint (ids, file sizes and times, statistics) still fits, and written when it does not.
     Raises UserError for a missing folder and, unless `skip_bad`, for clips that are missing, unreadable, of the wrong width or not finite.
     """
@@ -149,7 +149,9 @@ def _read_clips(folder, ids, spec, mean, std, skip_bad):
         kept.append(name)
         offsets.append(start + length)
     _refuse(bad, skip_bad, len(ids))
-    return SimpleNamespace(names=kept, frames=frames[:offsets[-1]], offsets=np.array(offsets, np.int64), bad=bad)
+    frames = frames[:offsets[-1]]
+    return SimpleNamespace(names=kept, frames=frames, offsets=np.array(offsets, np.int64), bad=bad,
+                           content=hashlib.sha256(frames.reshape(-1).view(np.uint8)).hexdigest())
 
 
 def _refuse(bad, skip_bad, total):
@@ -188,7 +190,7 @@ def _map_cache(root, split, key):
         if frames.shape[0] != index["offsets"][-1] or _checksum(frames) != index["checksum"]:
             return None
         return SimpleNamespace(names=index["names"], frames=frames, offsets=np.array(index["offsets"], np.int64), bad=index["bad"],
-                               split=split)
+                               content=index["content"], split=split)
     except (OSError, ValueError, KeyError, EOFError):  # none yet, or damaged: it is made anew
         return None
 
@@ -196,7 +198,8 @@ def _map_cache(root, split, key):
 def _write_cache(root, split, key, clips):
     """Write the packed files, each whole before it gets its name; a folder that cannot be written simply has no cache."""
     folder = root / CACHE
-    index = dict(key=key, names=clips.names, offsets=clips.offsets.tolist(), bad=clips.bad, checksum=_checksum(clips.frames))
+    index = dict(key=key, names=clips.names, offsets=clips.offsets.tolist(), bad=clips.bad, content=clips.content,
+                 checksum=_checksum(clips.frames))
     temporary = folder / f"{split}.{os.getpid()}.tmp"
     try:
         folder.mkdir(exist_ok=True)

@@ -90,7 +90,7 @@ class BaseQuantizer(nn.Module):
             self._pending = statistics if self._pending is None else self._pending + statistics
             self._rows, self._chunk = self._rows + len(rows), self._chunk + 1
             if not self.deferred:
-                return self.update()
+                counts = self.update()
         return self.perplexity(counts)
 
     def _statistics(self, rows, idx):
@@ -98,19 +98,24 @@ class BaseQuantizer(nn.Module):
         return ()
 
     @torch.no_grad()
-    def update(self):
-        """Move the codebook by the statistics gathered since the last update; returns the whole batch's perplexity."""
+    def update(self, refuse=None):
+        """Move the codebook by the statistics gathered since the last update; returns the code counts (K,) of the whole batch.
+
+        refuse: a bool tensor (); where it is True the codebook stays as it is, decided on the device. Statistics that are not finite
+        never move it.
+        """
         statistics = _all_reduce(self._pending)
-        self._move(statistics, self._rows * _ranks()[1])
+        ok = torch.isfinite(statistics).all()
+        self._move(statistics, self._rows * _ranks()[1], ok if refuse is None else ok & ~refuse)
         self.drop_pending()
-        return self.perplexity(statistics[:, 0])
+        return statistics[:, 0]
 
     def drop_pending(self):
         """Forget the statistics gathered since the last update."""
         self._pending, self._rows, self._chunk = None, 0, 0
 
-    def _move(self, statistics, rows):
-        """Change the codes by the summed statistics (K, 1 + ·) of a batch of `rows` rows. A codebook learnt by gradient does not."""
+    def _move(self, statistics, rows, ok):
+        """Move the codes, where `ok`, by the statistics (K, 1 + ·) of a batch of `rows` rows. A codebook learnt by gradient does not."""
 
     def fill(self, rows):
         """Fill the codebook from a batch's rows; only codebooks that are not learnt by gradient do."""
@@ -170,9 +175,9 @@ class CodebookQuantizer(BaseQuantizer):
         """rows (R, C): this rank's rows of the first batch (all chunks of it). The first K of the global batch become the codebook."""
         rank, world = _ranks()
         first = self._tile(_all_reduce(self._place(rows, rank * len(rows))), len(rows) * world)
-        # a batch with bad numbers leaves the codebook as it was; its loss is not finite either, and the trainer reports it
-        self.codebook.copy_(torch.where(torch.isfinite(first).all(), first, self.codebook))
-        self.filled = True
+        if torch.isfinite(first).all():  # else the next batch fills it
+            self.codebook.copy_(first)
+            self.filled = True
 
     def training_state(self):
         return {"filled": self.filled}
@@ -187,10 +192,9 @@ class QuantizeReset(CodebookQuantizer):
     def _statistics(self, rows, idx):
         return (self._first_rows(rows),)
 
-    def _move(self, statistics, rows):
+    def _move(self, statistics, rows, ok):
         counts, first = statistics[:, :1], statistics[:, 1:]
-        moved = torch.where(counts >= 1, self.codebook, self._tile(first, rows))
-        self.codebook.copy_(torch.where(torch.isfinite(statistics).all(), moved, self.codebook))
+        self.codebook.copy_(torch.where((counts >= 1) | ~ok, self.codebook, self._tile(first, rows)))
 
 
 class QuantizeEMA(CodebookQuantizer):
@@ -231,7 +235,7 @@ class QuantizeEMA(CodebookQuantizer):
         self.code_sum.copy_(self.codebook * self.code_count[:, None])
         self.counted = True
 
-    def _move(self, statistics, rows):
+    def _move(self, statistics, rows, ok):
         counts, sums = statistics[:, 0], statistics[:, 1:1 + self.code_dim]
         if not self.counted:
             self._expect_usage(rows)
@@ -243,7 +247,6 @@ class QuantizeEMA(CodebookQuantizer):
             codebook = torch.where(code_count[:, None] >= 1, codebook, replacement)
         else:  # the average of a code long unused fades to 0/0: it stays where it is
             codebook = torch.where(code_count[:, None] > 1e-20, codebook, self.codebook)
-        ok = torch.isfinite(statistics).all()
         for buffer, value in ((self.code_count, code_count), (self.code_sum, code_sum), (self.codebook, codebook)):
             buffer.copy_(torch.where(ok, value, buffer))
 

@@ -156,6 +156,7 @@ def find_problem(args):
         (not args.quantizer.startswith("ema") and args.mu != 0.99, f"--mu acts only with the ema quantizers, not {args.quantizer}"),
         (args.quantizer.startswith("ema") and not 0 < args.mu < 1, f"--mu {args.mu} is no decay: it must lie between 0 and 1"),
         (args.on_nan != "skip" and args.nan_limit != 10, "--nan-limit acts only with --on-nan skip"),
+        (args.on_nan == "skip" and args.vq_norm == "BN", "--on-nan skip cannot work with --vq-norm BN: its averages have seen the bad batch"),
         (args.loss_vel == 0 and args.vel_slice != "positions", "--vel-slice acts only with a --loss-vel over 0"),
         (not args.exp_name or "/" in args.exp_name or args.exp_name in (".", ".."), f"--exp-name {args.exp_name!r} is not a folder name"),
         (args.resume and args.resume_pth, "--resume auto and --resume-pth both name a start: give one of them"),

@@ -1,0 +1,138 @@
+"""One run, one folder: its lock, its log, its TensorBoard events."""
+import fcntl
+import logging
+import os
+import re
+import sys
+
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from utils.checkpoint import remove_stale, write_atomically, write_json
+from utils.errors import UserError
+
+RUN_FILES = re.compile(r"(net|state)_\w+\.pth|args\.json|run\.log|hashes\.json|events\.out\.tfevents\..*|eval_\w+\.json|vis_.*")
+HISTORY = "events.out.tfevents.0.history"  # sorts before every later file of events
+
+
+def open_run(out_dir, exp_name, resume=False, overwrite=False):
+    """Make or enter OUT_DIR/EXP_NAME and lock it. Returns (path, lock); the lock lives as long as the object and its process.
+
+    Raises UserError when the folder cannot be written, another process holds it, or it holds a run and neither `resume` nor `overwrite`.
+    """
+    path = os.path.join(out_dir, exp_name)
+    try:
+        os.makedirs(path, exist_ok=True)
+        lock = open(os.path.join(path, ".lock"), "a+", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); name another folder with --out-dir") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.seek(0)
+        raise UserError(f"{path}: in use by another process ({lock.read().strip() or 'unknown'}); wait for it or choose another --exp-name") from None
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()}\n")
+    lock.flush()
+    remove_stale(path)
+    old = [name for name in os.listdir(path) if RUN_FILES.fullmatch(name)]
+    if old and overwrite:
+        for name in old:
+            os.remove(os.path.join(path, name))
+    elif old and not resume:
+        raise UserError(f"{path}: holds a run ({', '.join(sorted(old)[:3])}, …); go on with --resume auto, start anew with --overwrite, "
+                        "or choose another --exp-name")
+    return path, lock
+
+
+class _TqdmHandler(logging.StreamHandler):
+    """Log lines above the progress bar."""
+
+    def emit(self, record):
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+def open_log(path):
+    """Logger that writes to the terminal and to PATH/run.log."""
+    log = logging.getLogger("train_vq")
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    close_log(log)
+    for handler in (_TqdmHandler(), logging.FileHandler(os.path.join(path, "run.log"), encoding="utf-8")):
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(handler)
+    return log
+
+
+def close_log(log):
+    """Close the log's files."""
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+        handler.close()
+
+
+def write_args(path, args):
+    """args.json: the arguments of the run."""
+    write_json(os.path.join(path, "args.json"), vars(args))
+
+
+class Events:
+    """TensorBoard scalars. A failing disk or writer costs a warning, never the run."""
+
+    def __init__(self, path, log, keeps=None):
+        """keeps: on a resumed run, says of (tag, step) whether the event came before the state; later ones are dropped from the files."""
+        self.log, self.writer = log, None
+        self._guard(self._open, path, keeps)
+
+    def _open(self, path, keeps):
+        if keeps:
+            _cut_history(path, keeps)
+        self.writer = SummaryWriter(path)
+
+    def scalars(self, step, values):
+        """Write {tag: value} at a step."""
+        self._guard(lambda: [self.writer.add_scalar(tag, value, step) for tag, value in values.items()])
+
+    def call(self, function, *args, **kwargs):
+        """Run function(writer, …), a drawing say, under the same promise."""
+        self._guard(lambda: function(self.writer, *args, **kwargs))
+
+    def flush(self):
+        """Bring everything to the disk."""
+        self._guard(lambda: self.writer.flush())
+
+    def close(self):
+        """Close the event file."""
+        self._guard(lambda: self.writer.close())
+
+    def _guard(self, function, *args):
+        try:
+            function(*args)
+        except Exception as error:  # whatever a writer raises: the promise is that training goes on
+            self.log.warning(f"TensorBoard: {type(error).__name__}: {str(error).strip()[:200]}; training goes on")
+
+
+def _cut_history(path, keeps):
+    """Merge a run's event files into one that holds each kept event once, and sorts first whatever the clock says."""
+    old = sorted(name for name in os.listdir(path) if name.startswith("events.out.tfevents."))
+    kept = []
+    for name in old:
+        for record in RawEventFileLoader(os.path.join(path, name)).Load():
+            event = Event.FromString(record)
+            if all(keeps(value.tag, event.step) for value in event.summary.value):
+                kept.append(record)
+
+    def write(file):
+        writer = RecordWriter(file)
+        for record in kept:
+            writer.write(record)
+        writer.flush()
+
+    write_atomically(os.path.join(path, HISTORY), write)
+    for name in old:
+        if name != HISTORY:
+            os.remove(os.path.join(path, name))
