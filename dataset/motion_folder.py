@@ -94,8 +94,8 @@ def load_split(root, split, spec, mean, std, skip_bad=False, cache=True):
     """All clips of a split, normalised, in one array.
 
     Returns a namespace: `names` list of ids; `frames` (F, D) float32, clip after clip, normalised in float64 and rounded once;
-    `offsets` (n + 1,) int64; `bad` the messages of the clips left out; `content` a SHA-256 of the frames; `split`. With `cache`, a packed file in ROOT/.packed is mapped
-    when its fingerprint (ids, file sizes and times, statistics) still fits, and written when it does not.
+    `offsets` (n + 1,) int64; `bad` the messages of the clips left out; `content` a SHA-256 of the frames; `split`. With `cache`, a packed
+    file in ROOT/.packed is mapped when its fingerprint (ids, file sizes and times, statistics) still fits, and written when it does not.
     Raises UserError for a missing folder and, unless `skip_bad`, for clips that are missing, unreadable, of the wrong width or not finite.
     """
     root = Path(root)

@@ -1,0 +1,47 @@
+"""What several tests need: a small data set made from walks, and arguments of a small run."""
+import numpy as np
+
+from options.option_vq import get_args_parser
+from utils.motion_spec import get_spec
+
+SMALL_NET = ("--width", "32", "--code-dim", "32", "--output-emb-width", "32", "--nb-code", "16", "--depth", "2", "--device", "cpu")
+
+
+def make_clip(dataname, frames, seed):
+    """Plausible features (frames, D): a root that walks and turns, limbs that swing, contacts that switch."""
+    rng, spec = np.random.default_rng(seed), get_spec(dataname)
+    time = np.arange(frames)[:, None] / spec.fps
+    phase = rng.uniform(0, 2 * np.pi, spec.width)
+    clip = 0.2 * np.sin(2 * np.pi * rng.uniform(0.3, 1.2) * time + phase) + rng.normal(0, 0.3, spec.width)
+    clip[:, 0] *= 0.05
+    clip[:, 1:3] *= 0.05
+    clip[:, 3] = 0.9 + 0.05 * np.sin(time[:, 0])
+    clip[:, spec.slices["contacts"]] = np.sin(4 * time + phase[:4]) > 0
+    return clip.astype(np.float32)
+
+
+def make_dataset(root, dataname="t2m", lengths=(80, 100, 64, 70, 30, 90, 66, 75), val=2, seed=0):
+    """A folder in the HumanML3D layout; returns it. The last `val` clips are the validation split."""
+    spec = get_spec(dataname)
+    (root / "new_joint_vecs").mkdir(parents=True)
+    names = [f"{i:06d}" for i in range(len(lengths))]
+    clips = [make_clip(dataname, frames, seed + i) for i, frames in enumerate(lengths)]
+    for name, clip in zip(names, clips):
+        np.save(root / "new_joint_vecs" / f"{name}.npy", clip)
+    every = np.concatenate(clips)
+    np.save(root / "Mean.npy", every.mean(0))
+    std = every.std(0)
+    for part in spec.slices.values():
+        std[part] = std[part].mean()
+    np.save(root / "Std.npy", std)
+    train = names[:len(names) - val]
+    for split, ids in (("train", train), ("val", names[len(train):]), ("test", names[len(train):]), ("all", names)):
+        (root / f"{split}.txt").write_text("".join(f"{name}\n" for name in ids))
+    return root
+
+
+def small_args(root, out, *flags):
+    """Arguments of a small, quick run on `root` into `out`."""
+    return get_args_parser([*SMALL_NET, "--data-root", str(root), "--out-dir", str(out), "--exp-name", "run", "--batch-size", "4",
+                            "--window-size", "32", "--total-iter", "12", "--warm-up-iter", "4", "--print-iter", "5", "--eval-iter", "6",
+                            "--save-iter", "5", *flags])
