@@ -20,13 +20,13 @@ import time
 
 import torch
 from tqdm import tqdm
-from utils.evaluation import evaluate_clips
 
 from dataset.dataset_VQ import WindowFeed
 from dataset.motion_folder import describe_statistics, find_statistics, load_split
 from models.vqvae import HumanVQVAE, load_net
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import UserError, exit_cleanly
+from utils.evaluation import evaluate_clips
 from utils.losses import ReConsLoss
 from utils.motion_spec import get_spec
 from utils.run_folder import Events, close_log, open_log, open_run, write_args

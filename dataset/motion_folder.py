@@ -2,6 +2,7 @@
 
 Everything wrong with it is one UserError that names files, lines or frames.
 """
+import contextlib
 import hashlib
 import json
 import os
@@ -212,4 +213,5 @@ def _write_cache(root, split, key, clips):
         for path in stale:
             path.unlink(missing_ok=True)
     except OSError:
-        temporary.unlink(missing_ok=True) if os.access(folder, os.W_OK) else None
+        with contextlib.suppress(OSError):
+            temporary.unlink()

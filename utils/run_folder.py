@@ -33,7 +33,9 @@ def open_run(out_dir, exp_name, resume=False, overwrite=False):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         lock.seek(0)
-        raise UserError(f"{path}: in use by another process ({lock.read().strip() or 'unknown'}); wait for it or choose another --exp-name") from None
+        owner = lock.read().strip() or "unknown"
+        lock.close()
+        raise UserError(f"{path}: in use by another process ({owner}); wait for it or choose another --exp-name") from None
     lock.truncate(0)
     lock.write(f"process {os.getpid()}\n")
     lock.flush()
@@ -43,6 +45,7 @@ def open_run(out_dir, exp_name, resume=False, overwrite=False):
         for name in old:
             os.remove(os.path.join(path, name))
     elif old and not resume:
+        lock.close()
         raise UserError(f"{path}: holds a run ({', '.join(sorted(old)[:3])}, …); go on with --resume auto, start anew with --overwrite, "
                         "or choose another --exp-name")
     return path, lock

@@ -1,0 +1,66 @@
+"""Flags: the published defaults, recipes, and refusals in one line."""
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from options.option_vq import get_args_parser
+
+ROOT = Path(__file__).parent.parent
+PUBLISHED = ("--batch-size 256 --lr 2e-4 --total-iter 300000 --lr-scheduler 200000 --nb-code 512 --down-t 2 --depth 3 "
+             "--dilation-growth-rate 3 --out-dir output --dataname t2m --vq-act relu --quantizer ema_reset --loss-vel 0.5 "
+             "--recons-loss l1_smooth --exp-name VQVAE").split()
+
+
+def test_the_defaults_are_the_published_command():
+    assert vars(get_args_parser([])) == vars(get_args_parser(PUBLISHED))
+    args = get_args_parser([])
+    assert (args.code_dim, args.output_emb_width, args.width, args.stride_t, args.vq_norm) == (512, 512, 512, 2, None)
+    assert (args.mu, args.commit, args.warm_up_iter, args.gamma, args.seed, args.window_size) == (0.99, 0.02, 1000, 0.05, 123, 64)
+
+
+def test_recipes_read_as_their_commands():
+    assert vars(get_args_parser([f"@{ROOT}/options/t2m.args"])) == vars(get_args_parser(PUBLISHED))
+    kit = get_args_parser([f"@{ROOT}/options/kit.args", "--batch-size", "8"])
+    assert kit.dataname == "kit" and kit.batch_size == 8
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    ("--output-emb-width 256", "code-dim"),
+    ("--stride-t 4", "stride-t 2"),
+    ("--window-size 62", "multiple of 4"),
+    ("--vq-norm GN --width 48", "32 groups"),
+    ("--vq-norm XX", "none, LN, GN, BN"),
+    ("--beta 0.25", "quantizer orig"),
+    ("--quantizer reset --mu 0.5", "ema quantizers"),
+    ("--lr 0", "over 0"),
+    ("--lr nan", "out of range"),
+    ("--batch-size 0", "at least 1"),
+    ("--batch-size 1.5", "whole number"),
+    ("--results-dir x", "does nothing"),
+    ("--visual-name x", "does nothing"),
+    ("--resume-gpt x", "does nothing"),
+    ("--exp-name ../x", "folder name"),
+    ("--resume auto --overwrite", "one of them"),
+    ("--resume auto --resume-pth x", "one of them"),
+    ("--force", "resumed run"),
+    ("--nan-limit 3", "on-nan skip"),
+    ("--tota-iter 3", "unrecognized"),
+])
+def test_what_cannot_work_is_refused_in_one_line(flags, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        get_args_parser(flags.split())
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert words in error and error.count("\n") == 1
+
+
+def test_help_needs_no_torch():
+    code = ("import sys, runpy; sys.argv = ['train_vq.py', '--help']\n"
+            "try: runpy.run_path('train_vq.py', run_name='__main__')\n"
+            "except SystemExit: pass\n"
+            "assert 'torch' not in sys.modules and 'numpy' not in sys.modules")
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for flag in PUBLISHED[::2]:
+        assert flag in out

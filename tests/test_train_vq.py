@@ -1,0 +1,283 @@
+"""The training script on small data: what it computes, writes, refuses and survives."""
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from models.vqvae import HumanVQVAE
+from tests.helpers import SMALL_NET, make_dataset, small_args
+from train_vq import learning_rate, main
+from utils.checkpoint import load_checkpoint
+
+ROOT = Path(__file__).parent.parent
+
+
+def weights(run, name="net_last.pth"):
+    return load_checkpoint(Path(run) / name)["net"]
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def curves(run):
+    """{tag: [(step, value), …]} of everything but speed."""
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    events.Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"] if "per_s" not in tag}
+
+
+# the schedule
+
+@pytest.mark.parametrize("warm_up", [0, 1, 2, 5])
+@pytest.mark.parametrize("milestones", [[4], [3, 9], [1, 1]])
+def test_the_schedule_is_upstreams_at_every_step(data_root, tmp_path, warm_up, milestones):
+    args = small_args(data_root, tmp_path, "--warm-up-iter", str(warm_up), "--lr-scheduler", *map(str, milestones))
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=args.lr)
+    expected = []
+    for i in range(1, warm_up):
+        for group in optimizer.param_groups:
+            group["lr"] = args.lr * (i + 1) / (warm_up + 1)
+        expected.append(optimizer.param_groups[0]["lr"])
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=milestones, gamma=args.gamma)
+    for _ in range(args.total_iter):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert [learning_rate(step, args) for step in range(1, len(expected) + 1)] == pytest.approx(expected, rel=1e-12)
+
+
+# a run and what it leaves
+
+def test_a_run_leaves_weights_curves_and_arguments(trained):
+    files = {"net_last.pth", "net_best_mpjpe.pth", "state_last.pth", "state_prev.pth", "args.json", "run.log", "hashes.json"}
+    assert files <= set(os.listdir(trained))
+    raw = torch.load(trained / "net_last.pth", weights_only=True)
+    assert raw["iter"] == 15 and raw["args"]["nb_code"] == 16 and raw["mean"].shape == (263,)
+    net = HumanVQVAE.from_checkpoint(trained / "net_last.pth")
+    assert not net.training and net.vqvae.quantizer.filled
+    assert net.reconstruct(np.load(Path(raw["args"]["data_root"]) / "new_joint_vecs" / "000000.npy")).shape == (80, 22, 3)
+    found = curves(trained)
+    for tag in ("./Train/L1", "./Train/PPL", "./Train/Commit", "./Train/Vel", "./Train/LR", "./Train/Grad_norm", "./Train/Codebook_use"):
+        assert [step for step, _ in found[tag]] == [5, 10, 12], tag
+    assert [step for step, _ in found["./Warmup/L1"]] == [3]
+    assert [step for step, _ in found["./Test/mpjpe"]] == [6, 12]
+    assert "Warmup iter 3" in (trained / "run.log").read_text()
+
+
+@pytest.mark.parametrize("quantizer", ["orig", "ema", "reset"])
+def test_the_other_quantizers_train(data_root, tmp_path, quantizer):
+    assert main(small_args(data_root, tmp_path, "--quantizer", quantizer)) == 0
+    assert HumanVQVAE.from_checkpoint(tmp_path / "run" / "net_last.pth").vqvae.quant == quantizer
+
+
+def test_kit_trains_and_the_loss_falls(tmp_path):
+    root = make_dataset(tmp_path / "kit", "kit")
+    args = small_args(root, tmp_path, "--dataname", "kit", "--total-iter", "60", "--print-iter", "20", "--lr", "2e-3")
+    assert main(args) == 0
+    values = [value for _, value in curves(tmp_path / "run")["./Train/L1"]]
+    assert values[-1] < 0.85 * values[0]
+
+
+def test_a_missing_validation_split_is_said_and_skipped(tmp_path):
+    root = make_dataset(tmp_path / "data")
+    (root / "val.txt").unlink()
+    assert main(small_args(root, tmp_path)) == 0
+    assert "goes without validation" in (tmp_path / "run" / "run.log").read_text()
+
+
+def test_validation_does_not_disturb_training(data_root, tmp_path, trained):
+    assert main(small_args(data_root, tmp_path, "--eval-iter", "1000")) == 0
+    assert same(weights(tmp_path / "run"), weights(trained))
+
+
+# resuming
+
+@pytest.mark.parametrize("quantizer", ["ema_reset", "orig", "reset"])
+@pytest.mark.parametrize("at", [2, 3, 9])  # inside the warm-up, at its end, between prints
+def test_a_resumed_run_is_bit_identical(data_root, tmp_path, quantizer, at, monkeypatch):
+    flags = ("--quantizer", quantizer, "--lr-scheduler", "6", "--eval-iter", "4")
+    assert main(small_args(data_root, tmp_path / "whole", *flags)) == 0
+    import train_vq
+    real = train_vq.losses
+    count = [0]
+
+    def stop_at(*args):
+        count[0] += 1
+        if count[0] == at:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return real(*args)
+
+    monkeypatch.setattr(train_vq, "losses", stop_at)
+    assert main(small_args(data_root, tmp_path / "parts", *flags)) == 128 + signal.SIGUSR1
+    monkeypatch.undo()
+    assert load_checkpoint(tmp_path / "parts" / "run" / "state_last.pth")["iter"] == at
+    torch.manual_seed(999)  # whatever the process did in between
+    assert main(small_args(data_root, tmp_path / "parts", *flags, "--resume", "auto")) == 0
+    assert same(weights(tmp_path / "whole" / "run"), weights(tmp_path / "parts" / "run"))
+    assert curves(tmp_path / "whole" / "run") == curves(tmp_path / "parts" / "run")
+
+
+def test_a_finished_run_goes_on_with_a_longer_total(data_root, tmp_path, trained):
+    assert main(small_args(data_root, tmp_path, "--total-iter", "7")) == 0
+    assert main(small_args(data_root, tmp_path, "--resume-pth", str(tmp_path / "run" / "state_last.pth"))) == 0
+    assert same(weights(tmp_path / "run"), weights(trained))
+
+
+def refused(args, capsys, words):
+    with pytest.raises(SystemExit) as stop:
+        main(args)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and "Traceback" not in error
+    assert words in error, error
+
+
+def test_changed_flags_are_shown_and_refused(data_root, tmp_path, capsys):
+    assert main(small_args(data_root, tmp_path)) == 0
+    refused(small_args(data_root, tmp_path, "--resume", "auto", "--commit", "0.5"), capsys, "--commit 0.02 → 0.5")
+    refused(small_args(data_root, tmp_path, "--resume", "auto", "--total-iter", "5"), capsys, "past the end")
+    assert main(small_args(data_root, tmp_path, "--resume", "auto", "--commit", "0.5", "--force", "--total-iter", "14")) == 0
+
+
+def test_an_existing_run_is_not_overwritten_unasked(data_root, tmp_path, capsys):
+    assert main(small_args(data_root, tmp_path)) == 0
+    refused(small_args(data_root, tmp_path), capsys, "--overwrite")
+    weight_file = str(tmp_path / "run" / "net_last.pth")
+    refused(small_args(data_root, tmp_path, "--resume-pth", weight_file), capsys, "--overwrite")
+    assert main(small_args(data_root, tmp_path, "--overwrite")) == 0
+
+
+def test_a_damaged_state_gives_way_to_the_one_before(data_root, tmp_path, trained):
+    assert main(small_args(data_root, tmp_path)) == 0
+    path = tmp_path / "run" / "state_last.pth"
+    os.utime(tmp_path / "run" / "state_prev.pth", (1, 1))  # time stamps do not matter
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(bytes(data))
+    assert main(small_args(data_root, tmp_path, "--resume", "auto")) == 0
+    assert "DAMAGED STATE" in (tmp_path / "run" / "run.log").read_text()
+    assert same(weights(tmp_path / "run"), weights(trained))
+
+
+@pytest.mark.parametrize("quantizer", ["ema_reset", "orig"])
+def test_weights_of_upstream_are_a_start(data_root, tmp_path, quantizer):
+    flags = ("--quantizer", quantizer)
+    assert main(small_args(data_root, tmp_path / "a", *flags)) == 0
+    state = weights(tmp_path / "a" / "run")
+    torch.save({"net": state}, tmp_path / "upstream.pth")
+    key = "vqvae.quantizer.embedding.weight" if quantizer == "orig" else "vqvae.quantizer.codebook"
+    assert main(small_args(data_root, tmp_path / "b", *flags, "--resume-pth", str(tmp_path / "upstream.pth"), "--total-iter", "1",
+                           "--warm-up-iter", "1")) == 0
+    moved = (weights(tmp_path / "b" / "run")[key] - state[key]).abs().max()
+    assert 0 < moved < 0.1 * state[key].abs().max()
+
+
+def test_another_networks_checkpoint_is_refused(data_root, tmp_path, trained, capsys):
+    refused(small_args(data_root, tmp_path, "--resume-pth", str(trained / "net_last.pth"), "--width", "64", "--code-dim", "32"),
+            capsys, "another network")
+    refused(small_args(data_root, tmp_path / "b", "--resume-pth", str(trained / "net_last.pth"), "--quantizer", "ema"),
+            capsys, "quantizer ema_reset, expected ema")
+
+
+# faults
+
+def test_a_changed_source_clip_is_reported(tmp_path):
+    root = make_dataset(tmp_path / "data")
+    assert main(small_args(root, tmp_path, "--total-iter", "6")) == 0
+    for path in (root / "new_joint_vecs").iterdir():
+        os.utime(path)  # touched, not changed
+    assert main(small_args(root, tmp_path, "--total-iter", "7", "--resume", "auto")) == 0
+    assert "have changed" not in (tmp_path / "run" / "run.log").read_text()
+    path = root / "new_joint_vecs" / "000001.npy"
+    np.save(path, np.load(path) * 1.01)
+    assert main(small_args(root, tmp_path, "--total-iter", "8", "--resume", "auto")) == 0
+    assert "have changed" in (tmp_path / "run" / "run.log").read_text()
+
+
+def poison(monkeypatch, step):
+    """Make the windows of one step NaN, as a bad read would."""
+    import train_vq
+    real = train_vq.WindowFeed.batch
+    monkeypatch.setattr(train_vq.WindowFeed, "batch", lambda self, k, *a: real(self, k, *a) * (float("nan") if k == step - 1 else 1))
+
+
+@pytest.mark.parametrize("quantizer", ["ema_reset", "orig"])
+def test_bad_numbers_stop_before_they_spread(data_root, tmp_path, monkeypatch, quantizer):
+    flags = ("--quantizer", quantizer)
+    assert main(small_args(data_root, tmp_path / "a", *flags, "--total-iter", "5")) == 0
+    poison(monkeypatch, 9)
+    assert main(small_args(data_root, tmp_path / "b", *flags)) == 1
+    log = (tmp_path / "b" / "run" / "run.log").read_text()
+    assert "step 9 has a non-finite" in log and "0000" in log.split("its clips:")[1]
+    state = load_checkpoint(tmp_path / "b" / "run" / "state_last.pth")
+    assert state["iter"] == 8
+    assert same(state["net"], weights(tmp_path / "a" / "run"))
+
+
+def test_bad_steps_can_be_skipped_up_to_a_limit(data_root, tmp_path, monkeypatch):
+    poison(monkeypatch, 9)
+    assert main(small_args(data_root, tmp_path / "a", "--on-nan", "skip")) == 0
+    net = weights(tmp_path / "a" / "run")
+    assert all(torch.isfinite(value).all() for value in net.values())
+    assert all(np.isfinite(value) for points in curves(tmp_path / "a" / "run").values() for _, value in points)
+    monkeypatch.setattr("train_vq.WindowFeed.batch", lambda self, k, *a: torch.full((4, 32, 263), float("inf")))
+    assert main(small_args(data_root, tmp_path / "b", "--on-nan", "skip", "--nan-limit", "3")) == 1
+
+
+def test_a_failing_tensorboard_does_not_end_training(data_root, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("no such plugin")
+
+    monkeypatch.setattr("utils.run_folder.SummaryWriter.add_scalar", fail)
+    assert main(small_args(data_root, tmp_path)) == 0
+    assert "no such plugin; training goes on" in (tmp_path / "run" / "run.log").read_text()
+
+
+def command(root, out, *flags):
+    return [sys.executable, "train_vq.py", *SMALL_NET, "--data-root", str(root), "--out-dir", str(out), "--exp-name", "run", "--batch-size", "4",
+            "--window-size", "32", "--warm-up-iter", "4", *flags]
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.05)
+
+
+def test_two_processes_one_folder_and_signals(data_root, tmp_path):
+    flags = ("--total-iter", "1000000", "--print-iter", "20", "--save-iter", "1000000")
+    first = subprocess.Popen(command(data_root, tmp_path, *flags), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    log = tmp_path / "run" / "run.log"
+    wait_for(lambda: log.exists() and "Train iter" in log.read_text())
+    second = subprocess.run(command(data_root, tmp_path, *flags, "--resume", "auto"), cwd=ROOT, capture_output=True, text=True)
+    assert second.returncode == 2 and "in use by another process" in second.stderr and second.stderr.count("\n") == 1
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(60) == 128 + signal.SIGTERM
+    state = load_checkpoint(tmp_path / "run" / "state_last.pth")
+    assert f"after step {state['iter']}" in log.read_text()
+    resume = command(data_root, tmp_path, *flags, "--resume", "auto")
+    killed = subprocess.Popen(resume, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: f"steps {state['iter'] + 1} to" in log.read_text())
+    killed.kill()  # the lock dies with its owner
+    killed.wait()
+    again = subprocess.run([*resume, "--total-iter", str(state["iter"] + 2)], cwd=ROOT)
+    assert again.returncode == 0
+
+
+def test_an_unwritable_folder_is_told_before_the_data_is_read(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    refused(small_args(tmp_path / "no data", tmp_path / "file"), capsys, "cannot be written")
+
+
+def test_a_missing_data_folder_is_told(tmp_path, capsys):
+    refused(small_args(tmp_path / "nowhere", tmp_path), capsys, "nowhere")
