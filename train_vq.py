@@ -277,7 +277,7 @@ def train(args, path, log):
                     log.info(f"val after {iteration}: recons {result['recons']:.5f}, MPJPE {result['mpjpe']:.2f} mm root-aligned, "
                              f"{result['mpjpe_global']:.1f} mm global, codes used {result['codes_used']}, perplexity {result['perplexity']:.1f}")
                     if result["mpjpe"] < best.get("mpjpe", float("inf")):
-                        best["mpjpe"] = result["mpjpe"]
+                        best["mpjpe"] = float(result["mpjpe"])
                         save_checkpoint(os.path.join(path, "net_best_mpjpe.pth"), checkpoint())
                 save_checkpoint(os.path.join(path, "net_last.pth"), checkpoint())
                 events.flush()
