@@ -1,12 +1,13 @@
 """From a network and a split to named numbers. Sums first, so that ranks can add theirs up; then means.
 
 Nothing here draws random numbers, trains, logs or writes: the network's mode is restored and its codebook does not move.
-n clips, N clips of one length, T frames, D features, J joints, K codes.
+n clips, N clips of a batch, T frames, D features, J joints, K codes.
 """
 from contextlib import contextmanager
 
 import numpy as np
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 
 from utils import metrics
@@ -35,16 +36,23 @@ def select_clips(clips, spec, unit=UNIT_LENGTH, min_frames=None, max_frames=MAX_
     return index, clips.offsets[index], lengths[index] // unit * unit, skipped
 
 
-def buckets(lengths, batch_frames=BATCH_FRAMES):
-    """Batches of equal lengths: a list of positions into `lengths`, each batch of at most `batch_frames` frames (or one clip).
+def buckets(lengths, batch_frames=BATCH_FRAMES, mixed=True):
+    """Batches of equal or, with `mixed`, of similar lengths: a list of positions into `lengths`, shortest clips first.
 
-    Equal lengths, because convolutions see the zeros beyond the end of a clip: padding would change its last frames.
+    A batch holds at most `batch_frames` frames, padding included, or one clip. Lengths are mixed only to bring a batch to a size that
+    keeps a device busy (a quarter of `batch_frames`), and only where less than a tenth of it would be padding.
     """
-    batches = []
-    for length in np.unique(lengths):
-        same = np.flatnonzero(lengths == length)
-        batches += np.split(same, range(max(1, batch_frames // int(length)), len(same), max(1, batch_frames // int(length))))
-    return batches
+    order = np.argsort(lengths, kind="stable")
+    batches, start, total = [], 0, 0
+    for i, length in enumerate(lengths[order]):
+        padded = int(length) * (i - start + 1)
+        grows = length > lengths[order[start]]
+        waste = padded - total - length
+        if i > start and (padded > batch_frames or (grows and (not mixed or total >= batch_frames / 4 or waste > padded / 10))):
+            batches.append(order[start:i])
+            start, total = i, 0
+        total += int(length)
+    return [*batches, order[start:]] if len(order) else []
 
 
 @contextmanager
@@ -60,37 +68,78 @@ def evaluating(net):
             module.training = mode
 
 
-def _pass(net, frames, starts, length, names, device):
-    """Clips of one length through the net once: (x, out (N, T, D), codes (N, T')) on the device. Refuses what is not finite by name."""
-    x = torch.from_numpy(np.stack([frames[start:start + length] for start in starts])).to(device)
-    codes = net.encode(x)
-    out = net.forward_decoder(codes)
+def _can_mix(net):
+    """Whether clips of several lengths may share a batch: not where a norm averages over time."""
+    return not any(isinstance(module, nn.GroupNorm) for module in net.modules())
+
+
+@contextmanager
+def _ends_at(net, valid):
+    """Every convolution sees zeros beyond the end of a clip, as if it were alone: valid (N, T) bool, true up to each clip's length.
+
+    What a bias writes beyond the end is put back to zero before each kernel that would carry it inside.
+    """
+    full = int(valid.all(0).sum())  # frames that every clip has
+    if full == valid.shape[1]:
+        yield
+        return
+    masks = {}
+
+    def cut(x):  # (N, C, T'), in place: nothing beyond the end is read by anyone
+        rate = valid.shape[1] // x.shape[-1]  # lengths are whole codes, so every rate-th frame of the mask is the mask
+        if rate not in masks:
+            masks[rate] = valid[:, None, full::rate].to(x.dtype)
+        x[..., full // rate:].mul_(masks[rate])
+
+    convolutions = [module for module in net.modules() if isinstance(module, nn.Conv1d) and module.kernel_size[0] > 1]
+    upsampled = [block[0] for block in net.modules() if isinstance(block, nn.Sequential) and any(isinstance(m, nn.Upsample) for m in block)]
+    hooks = [module.register_forward_pre_hook(lambda _, inputs: cut(inputs[0])) for module in convolutions]
+    hooks += [module.register_forward_hook(lambda _, __, output: cut(output)) for module in upsampled]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _pass(net, clips, index, starts, lengths, device):
+    """Some clips through the net at once: x and out (N, T, D), zero beyond each clip's end, codes (N, T'), valid (N, T) bool.
+
+    On the device; T is the longest length. Refuses what is not finite by name.
+    """
+    frames = np.zeros((len(index), lengths.max(), clips.frames.shape[1]), np.float32)
+    for row, start, length in zip(frames, starts, lengths):
+        row[:length] = clips.frames[start:start + length]
+    x = torch.from_numpy(frames).to(device)
+    valid = torch.arange(x.shape[1], device=device) < torch.as_tensor(lengths, device=device)[:, None]
+    with _ends_at(net, valid):
+        codes = net.encode(x)
+        out = torch.where(valid[..., None], net.forward_decoder(codes), 0.0)
     for values, what in ((x, "the clip"), (out, "its reconstruction")):
-        finite = torch.isfinite(values).flatten(1).all(1)
+        finite = torch.isfinite(values).all(-1)                                                               # (N, T)
         if not bool(finite.all()):
-            clip = int(torch.argmin(finite.int()))
-            frame = int(torch.argmin(torch.isfinite(values[clip]).all(-1).int()))
-            raise UserError(f"{names[clip]}: {what} is NaN or Inf from frame {frame} on; expected finite features: "
+            clip, frame = (int(i) for i in torch.nonzero(~finite)[0])
+            raise UserError(f"{clips.names[index[clip]]}: {what} is NaN or Inf at frame {frame}; expected finite features: "
                             + ("mend the clip or leave it out with --skip-bad-clips" if values is x else "use an earlier checkpoint"))
-    return x, out, codes
+    return x, out, codes, valid
 
 
-def reconstruct_clips(net, clips, device=None, batch_frames=BATCH_FRAMES, unit=None):
-    """Every clip, cut to whole codes, through the net in batches of equal length; equals the clip-by-clip result.
+def reconstruct_clips(net, clips, device=None, batch_frames=BATCH_FRAMES):
+    """Every clip, cut to whole codes, through the net in batches; equals the clip-by-clip result, the last frames too.
 
     clips: `names`, normalised `frames` (F, D), `offsets` (n + 1,). Returns lists in the clips' order: reconstructions (T, D) float32
     arrays, normalised, and codes (T / 2**down_t,) int64. A clip shorter than one code gives empty arrays.
     """
-    unit = unit or 2 ** net.down_t
+    unit = 2 ** net.down_t
     device = device or next(net.parameters()).device
     lengths = np.diff(clips.offsets) // unit * unit
     out, codes = [[np.empty(shape, dtype)] * len(lengths) for shape, dtype in (((0, clips.frames.shape[1]), np.float32), ((0,), np.int64))]
+    some = np.flatnonzero(lengths)
     with evaluating(net):
-        for batch in buckets(lengths, batch_frames):
-            if lengths[batch[0]]:
-                _, y, k = _pass(net, clips.frames, clips.offsets[batch], lengths[batch[0]], [clips.names[i] for i in batch], device)
-                for i, y_i, k_i in zip(batch, y.cpu().numpy(), k.cpu().numpy()):
-                    out[i], codes[i] = y_i, k_i
+        for batch in (some[batch] for batch in buckets(lengths[some], batch_frames, _can_mix(net))):
+            _, y, k, _ = _pass(net, clips, batch, clips.offsets[batch], lengths[batch], device)
+            for i, y_i, k_i in zip(batch, y.cpu().numpy(), k.cpu().numpy()):
+                out[i], codes[i] = y_i[:lengths[i]], k_i[:lengths[i] // unit]
     return out, codes
 
 
@@ -117,15 +166,16 @@ def evaluate_clips(net, clips, spec, mean, std, device=None, full=False, loss="l
     table = torch.zeros(len(index), sum(columns.values()), dtype=torch.float64)  # a row per clip: sums over its frames
     counts = torch.zeros(net.nb_code, dtype=torch.float64)
     with evaluating(net):
-        for batch in buckets(lengths, batch_frames)[rank::world_size]:
-            x, out, codes = _pass(net, clips.frames, starts[batch], int(lengths[batch[0]]), [clips.names[i] for i in index[batch]], device)
+        for batch in buckets(lengths, batch_frames, _can_mix(net))[rank::world_size]:
+            x, out, codes, valid = _pass(net, clips, index[batch], starts[batch], lengths[batch], device)
             x_raw, out_raw = x * std_t + mean_t, out * std_t + mean_t
             real, pred = (recover_from_ric(raw, spec.joints) * scale for raw in (x_raw, out_raw))        # (N, T, J, 3) in mm
-            row = {"recons": LOSSES[loss](out, x, reduction="none").mean(-1).sum(1), **_position_sums(pred, real)}
+            row = {"recons": _over_time(LOSSES[loss](out, x, reduction="none").mean(-1), valid), **_position_sums(pred, real, valid)}
             if full:
-                row.update(_motion_sums(pred, real, x_raw[..., spec.slices["contacts"]] > 0.5, spec))
+                contacts = (x_raw[..., spec.slices["contacts"]] > 0.5) & valid[..., None]
+                row.update(_motion_sums(pred, real, contacts, valid, spec))
             table[batch] = torch.cat([row[name].reshape(len(batch), -1) for name in columns], 1).cpu().double()
-            counts += torch.bincount(codes.flatten(), minlength=net.nb_code).cpu()
+            counts += torch.bincount(codes[valid[:, ::2 ** net.down_t]], minlength=net.nb_code).cpu()
     if reduce:
         reduce(table)
         reduce(counts)
@@ -145,27 +195,39 @@ def _columns(spec, full):
     return columns
 
 
-def _position_sums(pred, real):
+def _over_time(values, valid):
+    """Sum over each clip's own frames: (N, T - k, …) → (N, …). A difference of order k ends at frame k or later."""
+    valid = valid[:, valid.shape[1] - values.shape[1]:]
+    return torch.where(valid.view(valid.shape + (1,) * (values.dim() - 2)), values, 0).sum(1)
+
+
+def _position_sums(pred, real, valid):
     """Position errors of clips (N, T, J, 3) in mm, summed over frames: of all joints (N,), and of each (N, J)."""
-    joint, joint_global = joint_error(metrics.root_align(pred), metrics.root_align(real)).sum(1), joint_error(pred, real).sum(1)
+    joint = _over_time(joint_error(metrics.root_align(pred), metrics.root_align(real)), valid)
+    joint_global = _over_time(joint_error(pred, real), valid)
     return dict(mpjpe=joint.mean(1), mpjpe_global=joint_global.mean(1), joint=joint, joint_global=joint_global)
 
 
-def _motion_sums(pred, real, contacts, spec):
+def _motion_sums(pred, real, contacts, valid, spec):
     """The full set's sums over frames of clips (N, T, J, 3) in mm; contacts (N, T, 4) bool, of the real motion."""
+
+    def difference_error(order):
+        return _over_time(joint_error(metrics.difference(pred, order), metrics.difference(real, order)).mean(-1), valid)
+
+    last = torch.arange(len(pred), device=pred.device), valid.sum(1) - 1
+    planted = contacts[:, :-1] & valid[:, 1:, None]  # a contact speaks of the step to the next frame
     rows = dict(
-        pa_mpjpe=joint_error(metrics.procrustes_align(pred, real), real).mean(-1).sum(1),
-        velocity=joint_error(metrics.difference(pred, 1), metrics.difference(real, 1)).mean(-1).sum(1),
-        acceleration=joint_error(metrics.difference(pred, 2), metrics.difference(real, 2)).mean(-1).sum(1),
-        drift=(pred[:, -1, 0] - real[:, -1, 0]).norm(dim=-1),
-        contacts=contacts[:, :-1].sum((1, 2)))
+        pa_mpjpe=_over_time(joint_error(metrics.procrustes_align(pred, real), real).mean(-1), valid),
+        velocity=difference_error(1), acceleration=difference_error(2),
+        drift=(pred[:, :, 0][last] - real[:, :, 0][last]).norm(dim=-1),
+        contacts=planted.sum((1, 2)))
     for name, joints in (("real", real), ("pred", pred)):
-        slide = metrics.foot_slide(joints, spec.feet) * contacts[:, :-1]
-        rows[f"jerk_{name}"] = metrics.difference(joints, 3).norm(dim=-1).mean(-1).sum(1)
+        slide = metrics.foot_slide(joints, spec.feet) * planted
+        rows[f"jerk_{name}"] = _over_time(metrics.difference(joints, 3).norm(dim=-1).mean(-1), valid)
         rows[f"slide_{name}"] = slide.sum((1, 2))
         rows[f"skating_{name}"] = (slide * spec.fps / 1000 > metrics.SKATE_SPEED).sum((1, 2))
-        rows[f"penetration_{name}"] = metrics.foot_penetration(joints, spec.feet).sum(1)
-        rows[f"kinetic_{name}"] = metrics.kinetic_features(joints / 1000, spec.fps)
+        rows[f"penetration_{name}"] = _over_time(metrics.foot_penetration(joints, spec.feet), valid)
+        rows[f"kinetic_{name}"] = metrics.kinetic_features(joints / 1000, spec.fps, valid)
     return rows
 
 

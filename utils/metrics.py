@@ -57,15 +57,22 @@ def foot_penetration(joints, feet):
     return (-joints[..., list(feet), 1].amin(-1)).clamp(min=0)
 
 
-def kinetic_features(joints, fps):
+def kinetic_features(joints, fps, valid=None):
     """One row per clip of how it moves, (…, 3·J): each joint's mean squared ground speed, squared vertical speed, acceleration.
 
-    joints (…, T, J, 3) in metres, T at least 3. In m²/s², m²/s² and m/s². After the kinetic features of Onuma et al. 2008, as used
-    for dance by AIST++ (arXiv 2101.08779).
+    joints (…, T, J, 3) in metres, T at least 3; valid (…, T) bool, true up to each clip's last frame (None: all of them). In m²/s²,
+    m²/s² and m/s². After the kinetic features of Onuma et al. 2008, as used for dance by AIST++ (arXiv 2101.08779).
     """
+    if valid is None:
+        valid = torch.ones(joints.shape[:-2], dtype=torch.bool, device=joints.device)
+
+    def mean(values):  # (…, T - k, J) → (…, J)
+        weight = valid[..., valid.shape[-1] - values.shape[-2]:, None]
+        return torch.where(weight, values, 0).sum(-2) / weight.sum(-2)
+
     velocity, acceleration = difference(joints, 1) * fps, difference(joints, 2) * fps ** 2
-    ground = (velocity[..., 0] ** 2 + velocity[..., 2] ** 2).mean(-2)
-    return torch.cat([ground, velocity[..., 1].square().mean(-2), acceleration.norm(dim=-1).mean(-2)], -1)
+    ground = velocity[..., 0] ** 2 + velocity[..., 2] ** 2
+    return torch.cat([mean(ground), mean(velocity[..., 1] ** 2), mean(acceleration.norm(dim=-1))], -1)
 
 
 # codes
