@@ -13,7 +13,7 @@ from utils.errors import UserError
 
 LEFT, RIGHT, SPINE = (38, 120, 190), (224, 108, 28), (62, 68, 84)   # blue and orange stay apart for colour-blind readers
 PAPER, GROUND, GRID, INK, FAINT = (255, 255, 255), (240, 242, 246), (208, 213, 222), (52, 58, 70), (138, 146, 160)
-CONTACT, TRAIL, GHOST = (60, 176, 92), (128, 110, 196), (176, 182, 192)
+CONTACT, TRAIL, GHOST = (126, 206, 148), (128, 110, 196), (176, 182, 192)
 OVER = 2               # drawn at OVER times the size
 TRAIL_POINTS = 48
 DISTANCE = 4.5         # camera to root, in skeleton heights
@@ -109,6 +109,11 @@ def _font(size):
     return ImageFont.load_default(size)
 
 
+def _fitting(text, size, width):
+    """The font of that size, or the smaller one at which the text is no wider than width."""
+    return _font(size * min(1, width / max(1, _font(size).getlength(text))))
+
+
 def _grid_lines(centre, radius, floor):
     """Chords of the ground disc along x and z at multiples of GRID_METRES: (n, 2, 3)."""
     lines = []
@@ -124,63 +129,101 @@ def _grid_lines(centre, radius, floor):
 
 
 class _Panel:
-    """One figure's drawing lists: projected once for the whole clip, then painted frame by frame at an offset."""
+    """One figure: projected once for the whole clip, then painted frame by frame on a copy of its background."""
 
-    def __init__(self, joints, spec, contacts, size, ghost, angles):
-        self.height = skeleton_height(joints, spec)
+    def __init__(self, joints, spec, contacts, size, ghost, angles, title, clock):
+        self.height, self.spec, self.size, self.contacts = skeleton_height(joints, spec), spec, size * OVER, contacts
         lowest = joints[..., 1].min()
         self.floor = 0.0 if abs(lowest) < 0.25 * self.height else lowest   # y = 0 unless the clip plainly stands elsewhere
-        self.camera = _Camera(joints, self.height, self.floor, size, spec, *angles)
+        self.camera = _Camera(joints, self.height, self.floor, self.size, spec, *angles)
         self.pixels, depth = self.camera(joints)
         children, parents = np.array(_bones(spec)).T
-        self.segments = self.pixels[:, np.stack([children, parents], -1)]                       # (T, bones, 2, 2)
+        self.segments = self.pixels[:, np.stack([children, parents], -1)].reshape(len(joints), -1, 4)
         self.order = np.argsort(-(depth[:, children] + depth[:, parents]), axis=1)              # far bones first
-        self.colours, self.size = _bone_colours(spec), size
-        self.width = max(2, round(0.046 * self.height * self.camera.focal / self.camera.distance))
-        self.contacts, feet = contacts, joints[:, list(spec.feet)].copy()
+        self.colours, self.head = _bone_colours(spec), spec.joint_names.index("head")
+        self.width = max(2, round(0.042 * self.height * self.camera.focal / self.camera.distance))
+        feet = joints[:, list(spec.feet)].copy()
         feet[..., 1] = self.floor
         self.feet = self.camera(feet)[0]
-        self.paths = [(path, colour) for path, colour in ((ghost, GHOST), (joints, TRAIL)) if path is not None]
-        angle = np.linspace(0, 2 * np.pi, 73)
-        radius = STAGE * self.height
-        rim = self.camera.target[0] + radius * np.stack([np.cos(angle), 0 * angle, np.sin(angle)], -1)
+        self.paths = [(path[:, 0], colour) for path, colour in ((ghost, GHOST), (joints, TRAIL)) if path is not None]
+        self.base = self._background(title, clock)
+
+    def _background(self, title, clock):
+        base = Image.new("RGB", (self.size, self.size), PAPER)
+        draw, angle, radius = ImageDraw.Draw(base), np.linspace(0, 2 * np.pi, 73), STAGE * self.height
+        rim = np.stack([np.cos(angle), 0 * angle, np.sin(angle)], -1) * radius + self.camera.target[0] * (1, 0, 1)
         rim[:, 1] = self.floor
-        self.rim = self.camera(rim, 0)[0]
+        draw.polygon(self.camera(rim, 0)[0].reshape(-1).tolist(), fill=GROUND)
+        if title:
+            draw.text((self.size * 0.04, self.size * 0.03), str(title), fill=INK, font=_fitting(str(title), self.size / 17, self.size * 0.92))
+        self.clock = _font(self.size / OVER / 19) if clock else None
+        return base
 
-    def background(self, draw, left):
-        draw.polygon([(x + left, y) for x, y in self.rim], fill=GROUND)
-
-    def _line(self, draw, points, left, colour, width):
-        points[..., 0] += left
-        draw.line(points.reshape(-1).tolist(), fill=colour, width=width)
-
-    def paint(self, draw, frame, left):
+    def _ground(self, draw, frame):
         camera, radius = self.camera, STAGE * self.height
-        grid = camera(_grid_lines(camera.target[frame], radius, self.floor), frame)[0]
-        grid[..., 0] += left
-        for line in grid.reshape(-1, 4).tolist():
+        for line in camera(_grid_lines(camera.target[frame], radius, self.floor), frame)[0].reshape(-1, 4).tolist():
             draw.line(line, fill=GRID, width=OVER)
         for path, colour in self.paths:
-            past = path[:frame + 1, 0][::-1][::max(1, frame // TRAIL_POINTS)].copy()
+            past = path[frame::-max(1, frame // TRAIL_POINTS)].copy()
             past[:, 1] = self.floor
             away = np.hypot(*(past - camera.target[frame])[:, [0, 2]].T) > radius
             past = past[:np.argmax(away)] if away.any() else past                               # the trail ends at the disc's rim
             if len(past) > 1:
-                self._line(draw, camera(past, frame)[0], left, colour, 2 * OVER)
-        r = 0.9 * self.width
+                draw.line(camera(past, frame)[0].reshape(-1).tolist(), fill=colour, width=2 * OVER)
+        r = self.width
         for (x, y), touching in zip(self.feet[frame].tolist(), self.contacts[frame]):
             if touching:
-                draw.ellipse((x + left - 1.6 * r, y - 0.7 * r, x + left + 1.6 * r, y + 0.7 * r), fill=CONTACT)
-        r = self.width / 2
-        segments = self.segments[frame].reshape(-1, 4)[self.order[frame]]
-        segments = (segments + (left, 0, left, 0)).tolist()
-        for bone, (x0, y0, x1, y1) in zip(self.order[frame].tolist(), segments):
+                draw.ellipse((x - 1.3 * r, y - 0.6 * r, x + 1.3 * r, y + 0.6 * r), fill=CONTACT)
+
+    def picture(self, frame):
+        """The frame as an RGB image of the size asked for."""
+        image = self.base.copy()
+        draw = ImageDraw.Draw(image)
+        self._ground(draw, frame)
+        r = (self.width - 1) / 2
+        order = self.order[frame]
+        for bone, (x0, y0, x1, y1) in zip(order.tolist(), self.segments[frame, order].tolist()):
             colour = self.colours[bone]
             draw.line((x0, y0, x1, y1), fill=colour, width=self.width)
             draw.ellipse((x0 - r, y0 - r, x0 + r, y0 + r), fill=colour)                        # round ends
             draw.ellipse((x1 - r, y1 - r, x1 + r, y1 + r), fill=colour)
-        x, y = self.pixels[frame, 15 if len(self.pixels[0]) == 22 else 4].tolist()              # the head
-        draw.ellipse((x + left - 1.9 * r, y - 1.9 * r, x + left + 1.9 * r, y + 1.9 * r), fill=SPINE)
+        x, y = self.pixels[frame, self.head].tolist()
+        draw.ellipse((x - 3.6 * r, y - 3.6 * r, x + 3.6 * r, y + 3.6 * r), fill=SPINE)
+        image = image.reduce(OVER)
+        if self.clock:
+            at = (image.width * 0.96, image.height * 0.97)
+            ImageDraw.Draw(image).text(at, f"{frame / self.spec.fps:.1f} s", fill=FAINT, font=self.clock, anchor="rs")
+        return image
+
+
+class _ErrorBar:
+    """The strip beneath two figures: the root-aligned error over time, a point that runs along it, both errors as numbers."""
+
+    def __init__(self, error, overall, size, title):
+        self.error, self.overall, self.width, self.height, self.font = error, overall, 2 * size, size // 4, _font(size / 18)
+        base = Image.new("RGB", (OVER * self.width, OVER * self.height), PAPER)
+        draw = ImageDraw.Draw(base)
+        base_line = OVER * self._point(0, 0)[1]
+        draw.line((0.02 * base.width, base_line, 0.98 * base.width, base_line), fill=GRID, width=OVER)
+        curve = [(OVER * x, OVER * y) for x, y in map(self._point, range(len(error)), error)]
+        draw.line(curve * (1 if len(error) > 1 else 2), fill=FAINT, width=OVER)
+        if title:
+            font = _fitting(str(title), OVER * size / 18, 0.5 * base.width)
+            draw.text((0.98 * base.width, 0.04 * base.height), str(title), fill=FAINT, font=font, anchor="ra")
+        self.base = base.reduce(OVER)
+
+    def _point(self, frame, error):
+        x = self.width * (0.02 + 0.96 * frame / max(1, len(self.error) - 1))
+        return x, self.height * (0.92 - 0.5 * error / max(self.error.max(), 1e-9))
+
+    def picture(self, frame):
+        image = self.base.copy()
+        draw = ImageDraw.Draw(image)
+        (x, y), r = self._point(frame, self.error[frame]), self.height / 20
+        draw.ellipse((x - r, y - r, x + r, y + r), fill=RIGHT)
+        text = f"error {self.error[frame]:.0f} mm root-aligned, {self.overall[frame]:.0f} global"
+        draw.text((0.02 * self.width, 0.04 * self.height), text, fill=INK, font=self.font)
+        return image
 
 
 def draw_frames(joints, spec, *, size=256, reference=None, contacts=None, title=None, labels=("original", "reconstruction"),
@@ -188,57 +231,34 @@ def draw_frames(joints, spec, *, size=256, reference=None, contacts=None, title=
     """A skeleton in motion as pictures, (n, H, W, 3) uint8, n = T or len(frames).
 
     joints (T, J, 3), metres or millimetres, y up; spec: MotionSpec. One figure: H = W = size. With `reference` (T, J, 3) the original
-    stands left of the reconstruction, each followed by its own camera (W = 2·size), and the error in mm runs beneath (H = size + size/4):
-    root-aligned MPJPE, and global in brackets; the original's path lies in grey beneath the reconstruction's.
+    stands left of the reconstruction, each followed by its own camera (W = 2·size), and the error in mm runs beneath (H = size + size//4),
+    root-aligned and global MPJPE; the original's path lies in grey beneath the reconstruction's.
     contacts (T, 4) marks the feet of `joints`; by default they are told from its motion. azimuth and elevation in degrees: 0 looks into
     the face of a clip that starts facing +z. frames: indices to draw, all by default. Raises UserError for joints that cannot be drawn.
     """
     joints = check_joints(joints, spec)
-    unit = unit_in_metres(joints, spec)
-    angles, big = (azimuth, elevation), OVER * size
     contacts = foot_contacts(joints, spec) if contacts is None else np.asarray(contacts) > 0.5
-    if len(contacts) != len(joints):
-        raise UserError(f"contacts have {len(contacts)} frames and the joints {len(joints)}: give one row of four for each frame")
-    error = None
+    if contacts.shape != (len(joints), 4):
+        raise UserError(f"contacts have shape {contacts.shape}; {len(joints)} frames of joints want ({len(joints)}, 4)")
+    unit = unit_in_metres(joints, spec)
+    metres, angles, bar = joints * unit, (azimuth, elevation), None
     if reference is None:
-        panels = [_Panel(joints * unit, spec, contacts, big, None, angles)]
+        panels = [_Panel(metres, spec, contacts, size, None, angles, title, True)]
     else:
         reference = check_joints(reference, spec, "reference joints")
         if len(reference) != len(joints):
             raise UserError(f"the reference has {len(reference)} frames and the joints {len(joints)}: cut them to the same length")
-        original = _Panel(reference * unit, spec, foot_contacts(reference, spec), big, None, angles)
-        panels = [original, _Panel(joints * unit, spec, contacts, big, reference * unit, angles)]
-        error = _frame_error(joints * unit, reference * unit)
-    base = Image.new("RGB", (big * len(panels), big + (big // 4 if error else 0)), PAPER)
-    draw = ImageDraw.Draw(base)
-    for n, panel in enumerate(panels):
-        panel.background(draw, n * big)
-    names = (title,) if reference is None else labels
-    small, tiny = _font(big / 17), _font(size / 19)
-    for n, name in enumerate(names):
-        if name:
-            draw.text((n * big + big * 0.04, big * 0.03), str(name), fill=INK, font=small)
-    if reference is not None and title:
-        draw.text((2 * big - big * 0.04, big * 0.03), str(title), fill=FAINT, font=small, anchor="ra")
-    if error:
-        _error_curve(draw, error[0], big)
+        original = reference * unit_in_metres(reference, spec)
+        panels = [_Panel(original, spec, foot_contacts(reference, spec), size, None, angles, labels[0], False),
+                  _Panel(metres, spec, contacts, size, original, angles, labels[1], True)]
+        bar = _ErrorBar(*_frame_error(metres, original), size, title)
     frames = range(len(joints)) if frames is None else [int(f) for f in frames]
-    pictures = np.empty((len(frames), base.height // OVER, base.width // OVER, 3), np.uint8)
+    pictures = np.empty((len(frames), size + (bar.height if bar else 0), size * len(panels), 3), np.uint8)
     for out, frame in zip(pictures, frames):
-        image = base.copy()
-        draw = ImageDraw.Draw(image)
         for n, panel in enumerate(panels):
-            panel.paint(draw, frame, n * big)
-        if error:
-            x, y = _curve_point(error[0], frame, big)
-            draw.ellipse((x - 4 * OVER, y - 4 * OVER, x + 4 * OVER, y + 4 * OVER), fill=RIGHT)
-        image = image.reduce(OVER)
-        draw = ImageDraw.Draw(image)
-        draw.text((image.width - size * 0.04, size * 0.97), f"{frame / spec.fps:.1f} s", fill=FAINT, font=tiny, anchor="rs")
-        if error:
-            draw.text((size * 0.04, size * 0.99), f"error {error[0][frame]:.0f} mm  (global {error[1][frame]:.0f})", fill=INK, font=tiny,
-                      anchor="ls")
-        out[:] = np.asarray(image)
+            out[:size, n * size:(n + 1) * size] = np.asarray(panel.picture(frame))
+        if bar:
+            out[size:] = np.asarray(bar.picture(frame))
     return pictures
 
 
@@ -246,17 +266,6 @@ def _frame_error(joints, reference):
     """Root-aligned and global MPJPE of each frame in mm, (T,) each, from metres."""
     difference = joints - reference
     return [1000 * np.linalg.norm(d, axis=-1).mean(1) for d in (difference - difference[:, :1], difference)]
-
-
-def _curve_point(error, frame, big):
-    left, width, top, tall = 0.04 * big, 1.92 * big, 1.03 * big, 0.18 * big
-    x = left + width * frame / max(1, len(error) - 1)
-    return x, top + tall * (1 - error[frame] / max(error.max(), 1e-9))
-
-
-def _error_curve(draw, error, big):
-    draw.line((0.04 * big, 1.21 * big, 1.96 * big, 1.21 * big), fill=GRID, width=OVER)
-    draw.line([_curve_point(error, frame, big) for frame in range(len(error))] * (1 if len(error) > 1 else 2), fill=FAINT, width=OVER)
 
 
 # files
@@ -292,3 +301,41 @@ def save_gif(path, joints, spec, fps=None, **drawing):
     path = Path(path)
     path.write_bytes(gif_bytes(joints, spec, fps, **drawing))
     return path
+
+
+def save_strip(path, joints, spec, *, count=8, **drawing):
+    """Write `count` stills at even times side by side as one PNG. The rest goes to `draw_frames`. Returns the path."""
+    path = Path(path)
+    frames = np.linspace(0, len(joints) - 1, min(count, len(joints))).round().astype(int)
+    Image.fromarray(np.concatenate(list(draw_frames(joints, spec, frames=frames, **drawing)), 1)).save(path, "PNG")
+    return path
+
+
+def save_mp4(path, joints, spec, fps=None, **drawing):
+    """Write an H.264 film of the motion; the rest goes to `draw_frames`. Raises UserError where imageio-ffmpeg is not installed."""
+    try:
+        import imageio_ffmpeg
+    except ImportError:
+        raise UserError("writing an MP4 needs imageio-ffmpeg, which is not installed: pip install imageio-ffmpeg, or write a GIF") from None
+    frames = draw_frames(joints, spec, **drawing)
+    frames = frames[:, :frames.shape[1] // 2 * 2, :frames.shape[2] // 2 * 2]   # H.264 halves the colour planes: even sizes
+    film = imageio_ffmpeg.write_frames(str(path), frames.shape[2:0:-1], fps=fps or spec.fps, macro_block_size=2, quality=8)
+    film.send(None)
+    for frame in frames:
+        film.send(np.ascontiguousarray(frame))
+    film.close()
+    return Path(path)
+
+
+# TensorBoard
+
+def add_gif(writer, tag, frames, step=None, fps=20):
+    """Log an animated GIF as an image summary, which the image tab plays (`add_video` needs moviepy).
+
+    writer: torch's SummaryWriter; frames (T, H, W, 3) uint8, or the bytes of a GIF.
+    """
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    data = frames if isinstance(frames, bytes) else encode_gif(frames, fps)
+    width, height = Image.open(io.BytesIO(data)).size
+    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=data)
+    writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
