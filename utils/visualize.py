@@ -1,4 +1,4 @@
-"""Motion as pictures, with NumPy and Pillow alone: frames, GIFs, PNG strips, and the small figures of a dashboard.
+"""Motion as pictures, with NumPy and Pillow alone: frames, GIFs (TensorBoard too), PNG strips and films.
 
 Each frame is drawn at twice its size and reduced, which is the antialiasing. All projection is done for the whole clip at once.
 """
@@ -105,13 +105,14 @@ class _Camera:
 # drawing
 
 @lru_cache(maxsize=16)
-def _font(size):
+def font(size):
+    """Pillow's own face in that many pixels."""
     return ImageFont.load_default(size)
 
 
-def _fitting(text, size, width):
+def fitting_font(text, size, width):
     """The font of that size, or the smaller one at which the text is no wider than width."""
-    return _font(size * min(1, width / max(1, _font(size).getlength(text))))
+    return font(size * min(1, width / max(1, font(size).getlength(text))))
 
 
 def _grid_lines(centre, radius, floor):
@@ -155,8 +156,8 @@ class _Panel:
         rim[:, 1] = self.floor
         draw.polygon(self.camera(rim, 0)[0].reshape(-1).tolist(), fill=GROUND)
         if title:
-            draw.text((self.size * 0.04, self.size * 0.03), str(title), fill=INK, font=_fitting(str(title), self.size / 17, self.size * 0.92))
-        self.clock = _font(self.size / OVER / 19) if clock else None
+            draw.text((self.size * 0.04, self.size * 0.03), str(title), fill=INK, font=fitting_font(str(title), self.size / 17, self.size * 0.92))
+        self.clock = font(self.size / OVER / 19) if clock else None
         return base
 
     def _ground(self, draw, frame):
@@ -188,7 +189,7 @@ class _Panel:
             draw.ellipse((x0 - r, y0 - r, x0 + r, y0 + r), fill=colour)                        # round ends
             draw.ellipse((x1 - r, y1 - r, x1 + r, y1 + r), fill=colour)
         x, y = self.pixels[frame, self.head].tolist()
-        draw.ellipse((x - 3.6 * r, y - 3.6 * r, x + 3.6 * r, y + 3.6 * r), fill=SPINE)
+        draw.ellipse((x - 2.9 * r, y - 2.9 * r, x + 2.9 * r, y + 2.9 * r), fill=SPINE)
         image = image.reduce(OVER)
         if self.clock:
             at = (image.width * 0.96, image.height * 0.97)
@@ -200,7 +201,7 @@ class _ErrorBar:
     """The strip beneath two figures: the root-aligned error over time, a point that runs along it, both errors as numbers."""
 
     def __init__(self, error, overall, size, title):
-        self.error, self.overall, self.width, self.height, self.font = error, overall, 2 * size, size // 4, _font(size / 18)
+        self.error, self.overall, self.width, self.height, self.font = error, overall, 2 * size, size // 4, font(size / 18)
         base = Image.new("RGB", (OVER * self.width, OVER * self.height), PAPER)
         draw = ImageDraw.Draw(base)
         base_line = OVER * self._point(0, 0)[1]
@@ -208,8 +209,8 @@ class _ErrorBar:
         curve = [(OVER * x, OVER * y) for x, y in map(self._point, range(len(error)), error)]
         draw.line(curve * (1 if len(error) > 1 else 2), fill=FAINT, width=OVER)
         if title:
-            font = _fitting(str(title), OVER * size / 18, 0.5 * base.width)
-            draw.text((0.98 * base.width, 0.04 * base.height), str(title), fill=FAINT, font=font, anchor="ra")
+            face = fitting_font(str(title), OVER * size / 18, 0.5 * base.width)
+            draw.text((0.98 * base.width, 0.04 * base.height), str(title), fill=FAINT, font=face, anchor="ra")
         self.base = base.reduce(OVER)
 
     def _point(self, frame, error):
