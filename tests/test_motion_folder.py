@@ -59,6 +59,21 @@ def spoil_object(path):
     np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
 
 
+class Canary:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def test_a_malicious_npy_never_runs(root, tmp_path):
+    np.save(root / "new_joint_vecs" / "000001.npy", np.array([Canary(tmp_path / "canary")], dtype=object), allow_pickle=True)
+    with pytest.raises(UserError, match="unreadable"):
+        load(root)
+    assert not (tmp_path / "canary").exists()
+
+
 def spoil_nan(path):
     clip = np.load(path)
     clip[7, 5] = np.nan

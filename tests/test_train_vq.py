@@ -102,8 +102,8 @@ def test_validation_does_not_disturb_training(data_root, tmp_path, trained):
 
 # resuming
 
-@pytest.mark.parametrize("quantizer", ["ema_reset", "orig", "reset"])
-@pytest.mark.parametrize("at", [2, 3, 9])  # inside the warm-up, at its end, between prints
+# inside the warm-up, at its end, at an epoch's end (five clips, batches of four), at the milestone, just after it, at the last step
+@pytest.mark.parametrize(("at", "quantizer"), [(2, "ema_reset"), (3, "orig"), (5, "ema"), (9, "ema_reset"), (10, "reset"), (15, "ema_reset")])
 def test_a_resumed_run_is_bit_identical(data_root, tmp_path, quantizer, at, monkeypatch):
     flags = ("--quantizer", quantizer, "--lr-scheduler", "6", "--eval-iter", "4")
     assert main(small_args(data_root, tmp_path / "whole", *flags)) == 0
@@ -120,11 +120,41 @@ def test_a_resumed_run_is_bit_identical(data_root, tmp_path, quantizer, at, monk
     monkeypatch.setattr(train_vq, "losses", stop_at)
     assert main(small_args(data_root, tmp_path / "parts", *flags)) == 128 + signal.SIGUSR1
     monkeypatch.undo()
+    monkeypatch.setenv("TZ", "Pacific/Auckland")  # the clock may be anything: what counts is the recorded iteration
+    time.tzset()
+    for path in (tmp_path / "parts" / "run").glob("events.*"):
+        path.rename(path.with_name(path.name.replace(".tfevents.1", ".tfevents.9")))
     assert load_checkpoint(tmp_path / "parts" / "run" / "state_last.pth")["iter"] == at
     torch.manual_seed(999)  # whatever the process did in between
     assert main(small_args(data_root, tmp_path / "parts", *flags, "--resume", "auto")) == 0
     assert same(weights(tmp_path / "whole" / "run"), weights(tmp_path / "parts" / "run"))
     assert curves(tmp_path / "whole" / "run") == curves(tmp_path / "parts" / "run")
+
+
+def test_ctrl_c_during_validation_finishes_it_and_saves(data_root, tmp_path, trained, monkeypatch):
+    import train_vq
+    real = train_vq.evaluate_clips
+
+    def interrupt(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGINT)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(train_vq, "evaluate_clips", interrupt)
+    assert main(small_args(data_root, tmp_path)) == 128 + signal.SIGINT
+    monkeypatch.undo()
+    assert load_checkpoint(tmp_path / "run" / "state_last.pth")["iter"] == 9
+    assert main(small_args(data_root, tmp_path, "--resume", "auto")) == 0
+    assert same(weights(tmp_path / "run"), weights(trained))
+
+
+def test_ctrl_c_while_the_data_is_read_shows_no_traceback(data_root, tmp_path, monkeypatch, capsys):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("train_vq.load_split", interrupt)
+    with pytest.raises(SystemExit) as stop:
+        main(small_args(data_root, tmp_path))
+    assert stop.value.code == 130 and "Traceback" not in capsys.readouterr().err
 
 
 def test_a_finished_run_goes_on_with_a_longer_total(data_root, tmp_path, trained):

@@ -3,6 +3,7 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 import zipfile
 
 import torch
@@ -136,8 +137,9 @@ def save_checkpoint(path, checkpoint, keep_previous=None):
             return write_atomically(path, lambda file: torch.save(checkpoint, file), record)
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
             if attempt == 2:
-                raise UserError(f"{path}: cannot be saved ({str(error).splitlines()[0]}); the previous checkpoint is untouched: "
-                                "free some space and go on with --resume auto") from error
+                free = shutil.disk_usage(folder or ".").free
+                raise UserError(f"{path}: cannot be saved ({str(error).splitlines()[0]}; {free:,} bytes free); the previous checkpoint is "
+                                "untouched: free some space and go on with --resume auto") from error
 
 
 def remove_stale(folder):

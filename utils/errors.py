@@ -9,7 +9,8 @@ class UserError(Exception):
 
 
 def exit_cleanly(main):
-    """Wrap a script's `main(argv)`: a UserError prints as one line on stderr and exits with code 2, without a traceback."""
+    """Wrap a script's `main(argv)`: a UserError prints as one line on stderr and exits with code 2, Ctrl-C
+    with 130; neither shows a traceback."""
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
@@ -18,6 +19,9 @@ def exit_cleanly(main):
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
         except BrokenPipeError:  # `python eval_vq.py … | head`: the reader has gone, nothing is left to say
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
