@@ -142,6 +142,34 @@ def get_args_parser(argv=None):
     return args
 
 
+def eval_args(argv=None):
+    """Parse the flags of `eval_vq.py`; exits with code 2 and one line for what cannot work."""
+    parser = _Parser(prog="eval_vq.py", description="Evaluate checkpoints on a split; several give one table. A checkpoint brings its own "
+                     "network, data set and statistics.")
+    parser.add_argument("checkpoints", nargs="*", metavar="FILE", help="checkpoints: net_last.pth of a run, or upstream's")
+    parser.add_argument("--resume-pth", nargs="+", default=[], metavar="FILE", help="the same, under upstream's name")
+    parser.add_argument("--split", default="test", metavar="NAME", help="evaluate the clips of NAME.txt in the data folder")
+    add_data_flags(parser)
+    add_device_flags(parser).add_argument("--batch-size", type=COUNT, default=64, help="clips of 128 frames in a forward pass; clips are "
+                                          "batched by length, and the numbers do not depend on it")
+    group = parser.add_argument_group("extractors (FID, diversity, R-precision, matching score)")
+    group.add_argument("--evaluator-dir", metavar="DIR", default=None,
+                       help="folder of text_mot_match/model/finest.tar; None: checkpoints/t2m or checkpoints/kit")
+    group.add_argument("--glove-dir", metavar="DIR", default=None, help="folder of our_vab_data.npy, our_vab_words.pkl, our_vab_idx.pkl; None: glove")
+    group.add_argument("--repeat", type=COUNT, default=1, help="repetitions of the protocol's random draws; published tables use 20")
+    group.add_argument("--seed", type=_number(int, 0, 2 ** 32 - 1), default=123, help="of these draws")
+    group = parser.add_argument_group("output")
+    group.add_argument("--breakdown", action="store_true", help="also print the errors of each joint and of the clips of each caption verb")
+    group.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
+    group.add_argument("--out-json", metavar="FILE", default=None, help="where to write the numbers; None: eval_SPLIT.json beside each checkpoint")
+    parser.set_defaults(dataname=None)
+    args = parser.parse_args(argv)
+    args.checkpoints = list(dict.fromkeys([*args.checkpoints, *args.resume_pth]))
+    if not args.checkpoints:
+        parser.error("no checkpoint given: python eval_vq.py output/VQVAE/net_last.pth")
+    return args
+
+
 def find_problem(args):
     """The first combination of training flags that cannot work, as one line; None when all can."""
     unit = RATIO ** args.down_t

@@ -68,7 +68,7 @@ def evaluating(net):
             module.training = mode
 
 
-def _can_mix(net):
+def can_mix(net):
     """Whether clips of several lengths may share a batch: not where a norm averages over time."""
     return not any(isinstance(module, nn.GroupNorm) for module in net.modules())
 
@@ -102,7 +102,7 @@ def _ends_at(net, valid):
             hook.remove()
 
 
-def _pass(net, clips, index, starts, lengths, device):
+def forward_clips(net, clips, index, starts, lengths, device):
     """Some clips through the net at once: x and out (N, T, D), zero beyond each clip's end, codes (N, T'), valid (N, T) bool.
 
     On the device; T is the longest length. Refuses what is not finite by name.
@@ -136,8 +136,8 @@ def reconstruct_clips(net, clips, device=None, batch_frames=BATCH_FRAMES):
     out, codes = [[np.empty(shape, dtype)] * len(lengths) for shape, dtype in (((0, clips.frames.shape[1]), np.float32), ((0,), np.int64))]
     some = np.flatnonzero(lengths)
     with evaluating(net):
-        for batch in (some[batch] for batch in buckets(lengths[some], batch_frames, _can_mix(net))):
-            _, y, k, _ = _pass(net, clips, batch, clips.offsets[batch], lengths[batch], device)
+        for batch in (some[batch] for batch in buckets(lengths[some], batch_frames, can_mix(net))):
+            _, y, k, _ = forward_clips(net, clips, batch, clips.offsets[batch], lengths[batch], device)
             for i, y_i, k_i in zip(batch, y.cpu().numpy(), k.cpu().numpy()):
                 out[i], codes[i] = y_i[:lengths[i]], k_i[:lengths[i] // unit]
     return out, codes
@@ -166,8 +166,8 @@ def evaluate_clips(net, clips, spec, mean, std, device=None, full=False, loss="l
     table = torch.zeros(len(index), sum(columns.values()), dtype=torch.float64)  # a row per clip: sums over its frames
     counts = torch.zeros(net.nb_code, dtype=torch.float64)
     with evaluating(net):
-        for batch in buckets(lengths, batch_frames, _can_mix(net))[rank::world_size]:
-            x, out, codes, valid = _pass(net, clips, index[batch], starts[batch], lengths[batch], device)
+        for batch in buckets(lengths, batch_frames, can_mix(net))[rank::world_size]:
+            x, out, codes, valid = forward_clips(net, clips, index[batch], starts[batch], lengths[batch], device)
             x_raw, out_raw = x * std_t + mean_t, out * std_t + mean_t
             real, pred = (recover_from_ric(raw, spec.joints) * scale for raw in (x_raw, out_raw))        # (N, T, J, 3) in mm
             row = {"recons": _over_time(LOSSES[loss](out, x, reduction="none").mean(-1), valid), **_position_sums(pred, real, valid)}
@@ -250,15 +250,14 @@ def _finalise(blocks, lengths, spec, full, nb_code, counts, unit):
             root_drift=total["drift"] / clips,
             dead_codes=nb_code - result["codes_used"],
             bits_per_second=spec.fps / unit * np.log2(nb_code),
-            entropy_bits_per_second=spec.fps / unit * np.log2(max(result["perplexity"], 1)),
-            kinetic_frechet=_kinetic_frechet(blocks["kinetic_real"], blocks["kinetic_pred"]))
+            entropy_bits_per_second=spec.fps / unit * np.log2(max(result["perplexity"], 1)))
+        if clips > 1:
+            result["kinetic_frechet"] = _kinetic_frechet(blocks["kinetic_real"], blocks["kinetic_pred"])
     return {name: value if isinstance(value, int) else float(value) for name, value in result.items()}
 
 
 def _kinetic_frechet(real, pred):
-    """Fréchet distance of kinetic features (n, 3·J), each measured in standard deviations of the real ones; NaN for fewer than two clips."""
-    if len(real) < 2:
-        return float("nan")
+    """Fréchet distance of kinetic features (n, 3·J), each measured in standard deviations of the real ones. Two clips or more."""
     spread = real.std(0)
     spread[spread < 1e-8] = 1.0  # a joint that never moves
     return metrics.frechet_distance(*metrics.gaussian(real / spread), *metrics.gaussian(pred / spread))

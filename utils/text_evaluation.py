@@ -1,0 +1,82 @@
+"""FID, diversity, R-precision and matching score with the extractors, by the published protocol.
+
+Repetitions share work: a crop or a caption that several of them draw goes through the networks once. m drawn clips, E embedding.
+"""
+import numpy as np
+import torch
+
+from utils import metrics
+from utils.errors import UserError
+from utils.evaluation import BATCH_FRAMES, buckets, can_mix, evaluating, forward_clips
+from utils.motion_spec import MAX_MOTION_LENGTH
+
+
+def evaluate_text(net, clips, captioned, draws, extractors, mean, std, seed=0, device=None, batch_frames=BATCH_FRAMES):
+    """The published table's numbers, for reconstructed (`fid`, `top1` …) and for real motion (`top1_real` …).
+
+    clips: as `load_split` returns, normalised with mean and std (D,); captioned: as `load_captioned` returns; draws: a list of
+    `draw(captioned, rng)`, one for each repetition; extractors: with `vectorizer`, and `mean`, `std` or None. seed: of the pairs that
+    diversity measures. Returns {name: mean over repetitions}, with `intervals` {name: half-width of the 95 % interval}, `text_clips` per
+    repetition and `diversity_pairs`. Raises UserError where fewer clips than one batch of 32 have captions.
+    """
+    if not len(draws[0][0]):
+        raise UserError(f"{len(captioned.clip)} captioned clips; FID and R-precision need at least one batch of 32")
+    unit = 2 ** net.down_t
+    if unit > 32:
+        raise UserError(f"a code of this net is {unit} frames; the extractors' protocol draws clips too short for that")
+    device = device or next(net.parameters()).device
+    extractors = extractors.to(device).eval()
+    crops = np.concatenate([np.stack([captioned.clip[entry], start, length], 1) for entry, _, start, length in draws])
+    crops, which = np.unique(crops, axis=0, return_inverse=True)
+    crops[:, 2] = crops[:, 2] // unit * unit  # as drawn, unless a code is longer than the protocol's four frames
+    captions, spoken = np.unique(np.concatenate([caption for _, caption, _, _ in draws]), return_inverse=True)
+    real, pred = _embed_motion(net, clips, *crops.T, extractors, mean, std, device, batch_frames)
+    text = _embed_text(captioned, captions, extractors, device)
+    m = len(draws[0][0])
+    pairs = 300 if m > 300 else min(100, m)
+    rows = []
+    for r, (crop, caption) in enumerate(zip(which.reshape(-1, m), spoken.reshape(-1, m))):
+        rng = np.random.default_rng([seed, r])
+        row = {"fid": metrics.frechet_distance(*metrics.gaussian(real[crop]), *metrics.gaussian(pred[crop]))}
+        for suffix, motion in (("_real", real[crop]), ("", pred[crop])):
+            shares, row[f"matching_score{suffix}"] = metrics.retrieval(text[caption], motion)
+            row.update({f"top{k}{suffix}": share for k, share in enumerate(shares, 1)})
+            row[f"diversity{suffix}"] = metrics.diversity(motion, pairs, rng)
+        rows.append(row)
+    summary = {name: metrics.confidence([row[name] for row in rows]) for name in rows[0]}
+    return {**{name: value for name, (value, _) in summary.items()}, "text_clips": m, "diversity_pairs": pairs, "repetitions": len(draws),
+            "intervals": {name: half for name, (_, half) in summary.items()}}
+
+
+def _embed_motion(net, clips, clip, start, length, extractors, mean, std, device, batch_frames):
+    """Embeddings of real and reconstructed crops, (m, E) float64 each. Each crop is reconstructed at its own length."""
+    own = [mean, std, mean if extractors.mean is None else extractors.mean, std if extractors.std is None else extractors.std]
+    mean, std, to_mean, to_std = (torch.as_tensor(np.asarray(a), dtype=torch.float32, device=device) for a in own)
+    same = torch.equal(mean, to_mean) and torch.equal(std, to_std)
+    result = None
+    with evaluating(net):
+        for batch in buckets(length, batch_frames, can_mix(net)):
+            x, out, _, valid = forward_clips(net, clips, clip[batch], start[batch], length[batch], device)
+            lengths = torch.as_tensor(length[batch], device=device).clamp(max=MAX_MOTION_LENGTH)
+            for i, motion in enumerate((x, out)):
+                if not same:
+                    motion = torch.where(valid[..., None], (motion * std + mean - to_mean) / to_std, 0.0)
+                embedded = extractors.embed_motion(motion, lengths).cpu().double().numpy()
+                if result is None:
+                    result = np.empty((2, len(length), embedded.shape[1]))
+                result[i, batch] = embedded
+    return result
+
+
+def _embed_text(captioned, captions, extractors, device, batch=256):
+    """Embeddings (C, E) float64 of captions (C,), by index."""
+    table = torch.from_numpy(extractors.vectorizer.vectors).to(device)
+    order = np.argsort(captioned.tokens[captions], kind="stable")  # similar lengths together
+    result = []
+    for part in np.split(captions[order], range(batch, len(order), batch)):
+        rows, tags, tokens = (torch.from_numpy(array[part]).to(device) for array in (captioned.rows, captioned.tags, captioned.tokens))
+        one_hot = torch.nn.functional.one_hot(tags, extractors.text_encoder.pos_emb.in_features).to(table.dtype)
+        result.append(extractors.embed_text(table[rows], one_hot, tokens).cpu().double().numpy())
+    embedded = np.concatenate(result)
+    embedded[order] = embedded.copy()
+    return embedded
