@@ -19,7 +19,7 @@ def bar_figure(labels, values, title="", unit="mm", *, width=560):
     """
     values = np.asarray(values, dtype=np.float64)
     if values.shape != (len(labels),) or len(labels) == 0 or not np.isfinite(values).all() or (values < 0).any():
-        raise UserError(f"a bar figure wants one finite value ≥ 0 for each of its {len(labels)} labels; got values of shape {values.shape}")
+        raise UserError(f"a bar figure wants a finite value ≥ 0 for each of its {len(labels)} labels; got shape {values.shape}")
     row, top, left, right = 20, 34, 130, 74
     image = Image.new("RGB", (width * OVER, (top + row * len(values) + 8) * OVER), PAPER)
     draw, face = ImageDraw.Draw(image), font(13 * OVER)
@@ -32,7 +32,8 @@ def bar_figure(labels, values, title="", unit="mm", *, width=560):
         draw.rectangle((left * OVER, (y - 6) * OVER, end * OVER, (y + 6) * OVER), fill=colour)
         name = label.replace("_", " ")
         draw.text(((left - 8) * OVER, y * OVER), name, fill=INK, font=fitting_font(name, 13 * OVER, (left - 14) * OVER), anchor="rm")
-        draw.text(((end + 6) * OVER, y * OVER), f"{value:.1f} {unit}" if values.max() < 1000 else f"{value:.0f} {unit}", fill=FAINT, font=face, anchor="lm")
+        number = f"{value:.1f} {unit}" if values.max() < 1000 else f"{value:.0f} {unit}"
+        draw.text(((end + 6) * OVER, y * OVER), number, fill=FAINT, font=face, anchor="lm")
     return np.asarray(image.reduce(OVER))
 
 

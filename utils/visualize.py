@@ -26,7 +26,7 @@ GRID_METRES = 0.5
 def skeleton_height(joints, spec):
     """Leg and spine bones end to end, in the unit of joints (T, J, 3): the median over the clip of the longest chains up and down."""
     length = np.zeros(joints.shape[:2])
-    for child, parent in _bones(spec):   # parents come first
+    for child, parent in bones(spec):   # parents come first
         length[:, child] = length[:, parent] + np.linalg.norm(joints[:, child] - joints[:, parent], axis=-1)
     leg = length[:, list(spec.feet)].max(1)
     head = length[:, [chain[-1] for chain in spec.chains if chain[0] == 0]].max(1)
@@ -56,18 +56,18 @@ def check_joints(joints, spec, name="joints"):
         raise UserError(f"{name} have shape {joints.shape}; {spec.name} wants (frames, {spec.joints}, 3) with at least one frame")
     bad = np.flatnonzero(~np.isfinite(joints).all((1, 2)))
     if len(bad):
-        raise UserError(f"{name} hold NaN or infinity in {len(bad)} of {len(joints)} frames, first in frame {bad[0]}: nothing to draw there")
+        raise UserError(f"{name} hold NaN or infinity in {len(bad)} of {len(joints)} frames, first in frame {bad[0]}: cannot be drawn")
     return joints
 
 
-def _bones(spec):
+def bones(spec):
     """(child, parent) pairs, parents before their children."""
     return [(child, parent) for chain in spec.chains for parent, child in zip(chain, chain[1:])]
 
 
 def _bone_colours(spec):
     names = spec.joint_names
-    return [LEFT if names[c].startswith("left") else RIGHT if names[c].startswith("right") else SPINE for c, _ in _bones(spec)]
+    return [LEFT if names[c].startswith("left") else RIGHT if names[c].startswith("right") else SPINE for c, _ in bones(spec)]
 
 
 def _smooth(path, sigma):
@@ -138,7 +138,7 @@ class _Panel:
         self.floor = 0.0 if abs(lowest) < 0.25 * self.height else lowest   # y = 0 unless the clip plainly stands elsewhere
         self.camera = _Camera(joints, self.height, self.floor, self.size, spec, *angles)
         self.pixels, depth = self.camera(joints)
-        children, parents = np.array(_bones(spec)).T
+        children, parents = np.array(bones(spec)).T
         self.segments = self.pixels[:, np.stack([children, parents], -1)].reshape(len(joints), -1, 4)
         self.order = np.argsort(-(depth[:, children] + depth[:, parents]), axis=1)              # far bones first
         self.colours, self.head = _bone_colours(spec), spec.joint_names.index("head")
@@ -156,7 +156,8 @@ class _Panel:
         rim[:, 1] = self.floor
         draw.polygon(self.camera(rim, 0)[0].reshape(-1).tolist(), fill=GROUND)
         if title:
-            draw.text((self.size * 0.04, self.size * 0.03), str(title), fill=INK, font=fitting_font(str(title), self.size / 17, self.size * 0.92))
+            face = fitting_font(str(title), self.size / 17, self.size * 0.92)
+            draw.text((self.size * 0.04, self.size * 0.03), str(title), fill=INK, font=face)
         self.clock = font(self.size / OVER / 19) if clock else None
         return base
 
@@ -252,7 +253,7 @@ def draw_frames(joints, spec, *, size=256, reference=None, contacts=None, title=
         original = reference * unit_in_metres(reference, spec)
         panels = [_Panel(original, spec, foot_contacts(reference, spec), size, None, angles, labels[0], False),
                   _Panel(metres, spec, contacts, size, original, angles, labels[1], True)]
-        bar = _ErrorBar(*_frame_error(metres, original), size, title)
+        bar = _ErrorBar(*frame_error(metres, original), size, title)
     frames = range(len(joints)) if frames is None else [int(f) for f in frames]
     pictures = np.empty((len(frames), size + (bar.height if bar else 0), size * len(panels), 3), np.uint8)
     for out, frame in zip(pictures, frames):
@@ -263,7 +264,7 @@ def draw_frames(joints, spec, *, size=256, reference=None, contacts=None, title=
     return pictures
 
 
-def _frame_error(joints, reference):
+def frame_error(joints, reference):
     """Root-aligned and global MPJPE of each frame in mm, (T,) each, from metres."""
     difference = joints - reference
     return [1000 * np.linalg.norm(d, axis=-1).mean(1) for d in (difference - difference[:, :1], difference)]
