@@ -1,0 +1,226 @@
+"""A split's numbers: equal to the clip-by-clip ones, to hand-made ones, over ranks, and without a trace in the network."""
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from dataset.motion_folder import load_split
+from models.vqvae import HumanVQVAE
+from tests.helpers import make_clip
+from utils.errors import UserError
+from utils.evaluation import break_down, buckets, evaluate_clips, reconstruct_clips, select_clips
+from utils.motion_process import recover_from_ric
+from utils.motion_spec import KIT, T2M
+
+MEAN, STD = np.zeros(263), np.ones(263)
+MEAN[3] = 0.9
+
+
+def make_net(norm=None, down_t=2, seed=0, dataname="t2m", **kwargs):
+    torch.manual_seed(seed)
+    args = SimpleNamespace(dataname=dataname, quantizer="ema_reset", mu=0.99, beta=1.0)
+    net = HumanVQVAE(args, 16, 32, 32, down_t, 2, 32, 2, 3, norm=norm, **kwargs)
+    net(torch.randn(4, 64, net.spec.width))  # fills the codebook
+    return net
+
+
+def make_clips(lengths, dataname="t2m"):
+    clips = [make_clip(dataname, frames, i) for i, frames in enumerate(lengths)]
+    frames = np.concatenate(clips)
+    frames[:, 3] -= 0.9
+    return SimpleNamespace(names=[f"c{i}" for i in range(len(clips))], frames=frames, offsets=np.cumsum([0, *lengths]), split="test")
+
+
+LENGTHS = (43, 61, 40, 80, 81, 199, 39, 200, 64, 61, 120, 44)
+
+
+@pytest.mark.parametrize("norm", [None, "LN", "BN", "GN"])
+@pytest.mark.parametrize("down_t", [1, 2, 3])
+def test_batched_reconstruction_equals_clip_by_clip(norm, down_t):
+    net, clips = make_net(norm, down_t).eval(), make_clips([*LENGTHS, 21, 1])
+    out, codes = reconstruct_clips(net, clips)
+    unit = 2 ** down_t
+    for i, (start, end) in enumerate(zip(clips.offsets, clips.offsets[1:])):
+        length = (end - start) // unit * unit
+        assert out[i].shape == (length, 263) and codes[i].shape == (length // unit,)
+        if length:
+            x = torch.from_numpy(clips.frames[start:start + length])[None]
+            with torch.no_grad():
+                np.testing.assert_array_equal(codes[i], net.encode(x)[0])
+                np.testing.assert_allclose(out[i], net(x)[0][0], atol=2e-5)
+
+
+def test_clips_of_several_lengths_do_share_batches():
+    assert max(len(set(np.array(LENGTHS)[batch])) for batch in buckets(np.array(LENGTHS))) > 1  # else the test above shows nothing
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_buckets_hold_every_clip_once_within_the_budget(mixed):
+    lengths = np.random.default_rng(0).integers(10, 49, 500) * 4
+    batches = buckets(lengths, 2000, mixed)
+    assert sorted(np.concatenate(batches)) == list(range(500))
+    for batch in batches:
+        padded = lengths[batch].max() * len(batch)
+        assert padded <= 2000 and lengths[batch].sum() >= 0.9 * padded
+        assert mixed or len(set(lengths[batch])) == 1
+    assert buckets(np.array([3000]), 2000)[0].tolist() == [0] and buckets(np.array([], int)) == []
+
+
+def test_metrics_equal_a_plain_loop_over_clips():
+    net, clips = make_net().eval(), make_clips(LENGTHS)
+    result = evaluate_clips(net, clips, T2M, MEAN, STD, full=True)
+    sums, frames, used = np.zeros(6), np.zeros(6), []
+    for start, length in zip(clips.offsets, np.diff(clips.offsets)):
+        if not 40 <= length < 200:
+            continue
+        x = torch.from_numpy(clips.frames[start:start + length // 4 * 4])[None]
+        with torch.no_grad():
+            out, used = net(x)[0], used + net.encode(x)[0].tolist()
+        real, pred = (recover_from_ric(y * torch.tensor(STD) + torch.tensor(MEAN), 22)[0].double() * 1000 for y in (x, out))
+        error = pred - real
+        aligned = error - error[:, :1]
+        rows = (torch.nn.functional.smooth_l1_loss(out, x, reduction="none").mean(-1)[0], aligned.norm(dim=-1).mean(-1),
+                error.norm(dim=-1).mean(-1), error.diff(dim=0).norm(dim=-1).mean(-1), error.diff(n=2, dim=0).norm(dim=-1).mean(-1),
+                pred.diff(n=3, dim=0).norm(dim=-1).mean(-1))
+        sums += [float(row.sum()) for row in rows]
+        frames += [len(row) for row in rows]
+    names = ("recons", "mpjpe", "mpjpe_global", "velocity_error", "acceleration_error", "jerk")
+    np.testing.assert_allclose([result[name] for name in names], sums / frames, rtol=1e-3)
+    assert result["codes_used"] == len(set(used)) and result["dead_codes"] == 16 - len(set(used))
+    p = np.bincount(used)[np.bincount(used) > 0] / len(used)
+    assert result["perplexity"] == pytest.approx(np.exp(-(p * np.log(p)).sum()))
+    assert result["bits_per_second"] == 20 / 4 * 4
+    assert (result["clips"], result["frames"]) == (10, int(frames[0]))
+    assert result["skipped"] == {"shorter than 40 frames": ["c6"], "200 frames or longer": ["c7"]}
+
+
+class Edited(torch.nn.Module):
+    """A stand-in network whose reconstruction is an edit of its input: metrics of known motions."""
+
+    def __init__(self, edit):
+        super().__init__()
+        self.edit, self.down_t, self.nb_code, self.weight = edit, 2, 4, torch.nn.Parameter(torch.zeros(1))
+
+    def encode(self, x):
+        self.x = x
+        return torch.zeros(x.shape[0], x.shape[1] // 4, dtype=torch.int64)
+
+    def forward_decoder(self, codes):
+        return self.edit(self.x.clone())
+
+
+def still(frames=48, contacts=1.0):
+    """One clip that stands: only the root's height and the contacts are not zero."""
+    clip = np.zeros((frames, 263), np.float32)
+    clip[:, T2M.slices["contacts"]] = contacts
+    return SimpleNamespace(names=["still"], frames=clip, offsets=np.array([0, frames]), split="test")
+
+
+def test_a_perfect_reconstruction_has_no_error():
+    result = evaluate_clips(Edited(lambda x: x), make_clips(LENGTHS), T2M, MEAN, STD, full=True)
+    for name in ("recons", "mpjpe", "mpjpe_global", "velocity_error", "acceleration_error", "root_drift"):
+        assert result[name] == 0
+    assert result["pa_mpjpe"] < 1 and result["kinetic_frechet"] == pytest.approx(0, abs=1e-4)
+    for name in ("jerk", "skating", "slide", "penetration"):
+        assert result[name] == result[f"{name}_real"]
+
+
+def test_a_root_that_glides_skates_and_drifts():
+    def glide(x):
+        x[..., 1] = 0.05   # m/frame along x: 1 m/s
+        return x
+    result = evaluate_clips(Edited(glide), still(), T2M, MEAN, STD, full=True)
+    assert result["mpjpe"] == pytest.approx(0, abs=1e-3)
+    assert result["mpjpe_global"] == pytest.approx(50 * 47 / 2, rel=1e-4)
+    assert result["velocity_error"] == pytest.approx(50, rel=1e-4) and result["acceleration_error"] == pytest.approx(0, abs=1e-2)
+    assert result["root_drift"] == pytest.approx(50 * 47, rel=1e-4)
+    assert (result["skating"], result["skating_real"], result["slide_real"]) == (1, 0, 0)
+    assert result["slide"] == pytest.approx(50, rel=1e-4)
+    airborne = evaluate_clips(Edited(glide), still(contacts=0.0), T2M, MEAN, STD, full=True)
+    assert airborne["skating"] == 0 and airborne["slide"] == 0
+
+
+def test_a_sunken_foot_penetrates():
+    def sink(x):
+        x[..., 4 + 3 * (7 - 1) + 1] = -0.02   # the left ankle
+        return x
+    result = evaluate_clips(Edited(sink), still(), T2M, MEAN, STD, full=True)
+    assert result["penetration"] == pytest.approx(20, rel=1e-4) and result["penetration_real"] == 0
+    assert result["joints"]["left_ankle"][1] == pytest.approx(20, rel=1e-4) and result["joints"]["head"][1] == 0
+    assert result["mpjpe_global"] == pytest.approx(20 / 22, rel=1e-4)
+
+
+def test_millimetre_data_are_not_scaled_again():
+    mean = np.zeros(251)
+    mean[3] = 900.0
+
+    def raise_root(x):
+        x[..., 3] += 7.0
+        return x
+    clips = SimpleNamespace(names=["k"], frames=np.zeros((48, 251), np.float32), offsets=np.array([0, 48]), split="test")
+    result = evaluate_clips(Edited(raise_root), clips, KIT, mean, np.ones(251), full=True)
+    assert result["root_drift"] == pytest.approx(7, rel=1e-4) and result["bits_per_second"] == 12.5 / 4 * 2
+
+
+def test_ranks_add_up_to_the_whole():
+    net, clips = make_net().eval(), make_clips(LENGTHS)
+    whole = evaluate_clips(net, clips, T2M, MEAN, STD, full=True, batch_frames=256)
+    shares = []
+    for rank in range(3):
+        seen = []
+        evaluate_clips(net, clips, T2M, MEAN, STD, full=True, batch_frames=256, rank=rank, world_size=3, reduce=lambda t, s=seen: s.append(t.clone()))
+        shares.append(seen)
+    totals = iter([sum(parts) for parts in zip(*shares)])
+    parts = evaluate_clips(net, clips, T2M, MEAN, STD, full=True, batch_frames=256, rank=0, world_size=3, reduce=lambda t: t.copy_(next(totals)))
+    assert parts == whole
+
+
+def test_it_leaves_network_modes_and_random_streams_as_they_were():
+    net, clips = make_net("BN"), make_clips(LENGTHS)
+    net.train()
+    net.vqvae.encoder.eval()
+    modes = [module.training for module in net.modules()]
+    before = {name: value.clone() for name, value in net.named_buffers()}
+    streams = torch.get_rng_state(), np.random.get_state()[1].copy()
+    evaluate_clips(net, clips, T2M, MEAN, STD, full=True)
+    assert [module.training for module in net.modules()] == modes
+    assert all(torch.equal(value, before[name]) for name, value in net.named_buffers())
+    assert torch.equal(torch.get_rng_state(), streams[0]) and (np.random.get_state()[1] == streams[1]).all()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+    assert net.vqvae.quantizer._pending is None
+    net(torch.randn(2, 64, 263))[0].sum().backward()  # still trains
+
+
+def test_a_nan_clip_and_a_nan_network_are_refused_by_name():
+    net, clips = make_net().eval(), make_clips(LENGTHS)
+    clips.frames[clips.offsets[3] + 17, 5] = np.nan
+    with pytest.raises(UserError, match=r"c3: the clip is NaN or Inf at frame 17"):
+        evaluate_clips(net, clips, T2M, MEAN, STD)
+    with torch.no_grad():
+        net.vqvae.decoder.model[-1].bias[0] = np.nan
+    with pytest.raises(UserError, match=r"its reconstruction is NaN"):
+        evaluate_clips(net, make_clips([64]), T2M, MEAN, STD)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+
+
+def test_bounds_and_a_split_without_a_clip():
+    clips = make_clips(LENGTHS)
+    assert len(select_clips(clips, T2M, max_frames=None)[0]) == 11
+    assert len(select_clips(clips, KIT)[0]) == 11  # 24 frames are enough there
+    with pytest.raises(UserError, match=r"test: no clip to evaluate \(2 shorter than 40 frames\); expected clips of 40 frames or more"):
+        evaluate_clips(make_net(), make_clips([30, 20]), T2M, MEAN, STD)
+
+
+def test_break_down_weighs_by_frames():
+    per_clip = {"a": dict(recons=1.0, mpjpe=10.0, mpjpe_global=0.0, frames=40), "b": dict(recons=4.0, mpjpe=40.0, mpjpe_global=0.0, frames=80)}
+    groups = break_down(per_clip, {"run": ["a"], "walk": ["a", "b", "gone"], "fly": ["gone"]})
+    assert list(groups) == ["walk", "run"]
+    assert groups["walk"] == dict(recons=3.0, mpjpe=30.0, mpjpe_global=0.0, clips=2, frames=120)
+
+
+def test_a_folder_is_evaluated_as_it_is_read(data_root):
+    clips = load_split(data_root, "all", T2M, MEAN, STD, cache=False)
+    result = evaluate_clips(make_net().eval(), clips, T2M, MEAN, STD)
+    assert result["clips"] == 7 and list(result["skipped"]) == ["shorter than 40 frames"]
+    assert set(result["per_clip"]) == set(clips.names) - {"000004"}
