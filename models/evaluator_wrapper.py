@@ -120,9 +120,10 @@ def load_networks(path, width=263):
                      movement=movement["out_net.weight"].shape[0], motion_hidden=motion["input_emb.weight"].shape[0],
                      text_hidden=text["input_emb.weight"].shape[0], embedding=text["output_net.3.weight"].shape[0],
                      word=text["pos_emb.weight"].shape[0], pos=text["pos_emb.weight"].shape[1])
-        extractors = Extractors(**sizes)
+        with torch.device("meta"):  # no random numbers are drawn for weights that the file brings
+            extractors = Extractors(**sizes)
         for name, state in parts.items():
-            getattr(extractors, name).load_state_dict(state, strict=True)
+            getattr(extractors, name).load_state_dict(state, strict=True, assign=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; {expected}") from None
     except KeyError as error:
