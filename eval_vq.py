@@ -26,6 +26,7 @@ from dataset.motion_folder import describe_statistics, find_statistics, load_spl
 from models.evaluator_wrapper import find_missing, load_extractors
 from models.vqvae import HumanVQVAE
 from utils.checkpoint import load_checkpoint, write_json
+from utils.device import pick_device
 from utils.errors import UserError, exit_cleanly
 from utils.evaluation import CLIP_METRICS, break_down, evaluate_clips
 from utils.motion_spec import get_spec
@@ -47,15 +48,6 @@ COLUMNS = {
     "matching_score_real": ("matching score, real", 3, 0),
 }
 COMPARED = [name for name in COLUMNS if not name.endswith("_real") and name not in ("bits_per_second", "dead_codes")]
-
-
-def pick_device(name):
-    """torch.device of --device; raises UserError for one that is not there."""
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    name = next(kind for kind in ("cuda", "mps", "cpu") if there[kind]) if name == "auto" else name
-    if not there[name]:
-        raise UserError(f"--device {name}: this machine's torch has none; use --device auto or cpu")
-    return torch.device(name)
 
 
 def find_data(path, saved, net, args):

@@ -17,24 +17,36 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
+from dataset.dataset_TM_eval import draw, load_captioned
 from dataset.dataset_VQ import WindowFeed
 from dataset.motion_folder import describe_statistics, find_statistics, load_split
+from models.evaluator_wrapper import find_missing, load_extractors
 from models.vqvae import HumanVQVAE, load_net
 from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.device import pick_device
 from utils.errors import UserError, exit_cleanly
 from utils.evaluation import evaluate_clips
 from utils.losses import ReConsLoss
 from utils.motion_spec import get_spec
-from utils.run_folder import Events, close_log, open_log, open_run, write_args
+from utils.run_folder import Events, check_flags, close_log, find_state, open_log, open_run, write_args
+from utils.text_evaluation import evaluate_text
 
-# flags that may differ between a run and its resumption: they do not change what is computed
-FREE_FLAGS = {"data_root", "meta_dir", "no_cache", "out_dir", "exp_name", "eval_iter", "save_iter", "resume", "resume_pth", "overwrite",
-              "force", "on_nan", "nan_limit", "total_iter"}
 MEANS = ("L1", "Vel", "Commit", "PPL", "Grad_norm")  # averaged between prints, under these TensorBoard tags
+TEST_TAGS = {"fid": "FID", "diversity": "Diversity"}  # upstream's spelling; the others are logged by their own names
+BEST = {  # net_best_NAME.pth: the smallest of
+    "mpjpe": lambda result: result["mpjpe"],
+    "fid": lambda result: result["fid"],
+    "div": lambda result: abs(result["diversity"] - result["diversity_real"]),
+    "top1": lambda result: -result["top1"],
+    "matching": lambda result: result["matching_score"],
+}
 
 
 def learning_rate(step, args):
@@ -50,16 +62,6 @@ def learning_rate(step, args):
     return base * args.gamma ** sum(step - warm_up > milestone for milestone in args.lr_scheduler)
 
 
-def pick_device(name):
-    """torch.device of --device; raises UserError for one that is not there."""
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        name = next(kind for kind in ("cuda", "mps", "cpu") if there[kind])
-    if not there[name]:
-        raise UserError(f"--device {name}: this machine's torch has none; use --device auto or cpu")
-    return torch.device(name)
-
-
 def losses(net, loss_fn, x, args):
     """One forward pass of windows x (B, T, D): a dictionary of named scalars, `total` to descend on."""
     out, commit, perplexity = net(x)
@@ -73,32 +75,31 @@ def new_totals(args, device):
                 used=torch.zeros(args.nb_code, dtype=torch.bool, device=device))
 
 
-def find_state(args, path, log):
-    """The state to resume from, or None. With --resume auto the newest that is whole, by its recorded iteration; damaged ones are named."""
-    if args.resume_pth:
-        checkpoint = load_checkpoint(args.resume_pth)
-        return checkpoint if "optimizer" in checkpoint else None
-    found = []
-    for name in ("state_last.pth", "state_prev.pth") if args.resume else ():
-        try:
-            if os.path.exists(os.path.join(path, name)):
-                found.append(load_checkpoint(os.path.join(path, name)))
-        except UserError as error:
-            log.warning(f"DAMAGED STATE: {error}; looking for the one before")
-    if args.resume and not found and os.path.exists(os.path.join(path, "state_last.pth")):
-        raise UserError(f"{path}: no state can be read; start from net_last.pth with --resume-pth, or anew with --overwrite")
-    return max(found, key=lambda state: state["iter"], default=None)
+def validate(net, val, mean, std, step, args):
+    """Metrics of the validation split: `val` holds its clips and, where the extractors are there, them and its captions."""
+    result = evaluate_clips(net, val.clips, net.spec, mean, std, loss=args.recons_loss)
+    if val.extractors:
+        draws = [draw(val.captioned, np.random.default_rng([args.seed, step]))]
+        result.update(evaluate_text(net, val.clips, val.captioned, draws, val.extractors, mean, std, args.seed))
+    return {name: float(value) for name, value in result.items() if isinstance(value, (int, float))}
 
 
-def check_flags(args, state, log):
-    """Refuse to resume under flags that would compute something else; --force reports them and goes on."""
-    before, now = state["args"], vars(args)
-    changed = [f"--{name.replace('_', '-')} {before[name]} → {now[name]}" for name in before
-               if name in now and name not in FREE_FLAGS and before[name] != now[name]]
-    if changed and not args.force:
-        raise UserError(f"flags differ from the run's: {', '.join(changed)}; resume with the same ones, or with --force")
-    if changed:
-        log.warning(f"resuming with changed flags: {', '.join(changed)}")
+def load_validation(args, root, spec, mean, std, log):
+    """The val split with everything `validate` needs, or None without one; what is missing is said."""
+    if not os.path.exists(os.path.join(root, "val.txt")):
+        log.warning(f"{root}/val.txt: no such file; the run goes without validation")
+        return None
+    val = SimpleNamespace(clips=load_split(root, "val", spec, mean, std, args.skip_bad_clips, cache=not args.no_cache), extractors=None)
+    folder, glove, missing = find_missing(spec, args.evaluator_dir, args.glove_dir)
+    if missing:
+        log.info(f"validation goes without FID and R-precision: {'; '.join(missing)}")
+    else:
+        val.extractors = load_extractors(spec, folder, glove)
+        val.captioned = load_captioned(val.clips, Path(root, "texts"), spec, val.extractors.vectorizer)
+        if len(val.captioned.clip) < 32:
+            log.warning(f"validation goes without FID and R-precision: {len(val.captioned.clip)} captioned clips, at least 32 are needed")
+            val.extractors = None
+    return val
 
 
 @exit_cleanly
@@ -134,11 +135,7 @@ def train(args, path, log):
     mean, std, meta = find_statistics(args, spec)
     clips = load_split(root, "train", spec, mean, std, args.skip_bad_clips, cache=not args.no_cache)
     feed = WindowFeed(clips, args.window_size, args.batch_size, args.seed)
-    val = None
-    if os.path.exists(os.path.join(root, "val.txt")):
-        val = load_split(root, "val", spec, mean, std, args.skip_bad_clips, cache=not args.no_cache)
-    else:
-        log.warning(f"{root}/val.txt: no such file; the run goes without validation")
+    val = load_validation(args, root, spec, mean, std, log)
     if state and state["content"] != clips.content:
         log.warning(f"the training clips in {root} have changed since the state was saved; later values will differ from the first run's")
 
@@ -272,13 +269,15 @@ def train(args, path, log):
                 break
             if evaluates:
                 if val is not None:
-                    result = evaluate_clips(net, val, spec, mean, std)
-                    events.scalars(iteration, {f"./Test/{name}": value for name, value in result.items() if isinstance(value, (int, float))})
+                    result = validate(net, val, mean, std, step, args)
+                    events.scalars(iteration, {f"./Test/{TEST_TAGS.get(name, name)}": value for name, value in result.items()})
                     log.info(f"val after {iteration}: recons {result['recons']:.5f}, MPJPE {result['mpjpe']:.2f} mm root-aligned, "
-                             f"{result['mpjpe_global']:.1f} mm global, codes used {result['codes_used']}, perplexity {result['perplexity']:.1f}")
-                    if result["mpjpe"] < best.get("mpjpe", float("inf")):
-                        best["mpjpe"] = float(result["mpjpe"])
-                        save_checkpoint(os.path.join(path, "net_best_mpjpe.pth"), checkpoint())
+                             f"{result['mpjpe_global']:.1f} mm global, codes used {result['codes_used']:.0f}, perplexity {result['perplexity']:.1f}"
+                             + (f", FID {result['fid']:.4f}, top 1 {result['top1']:.3f}" if "fid" in result else ""))
+                    for name, value in ((name, score(result)) for name, score in BEST.items() if name == "mpjpe" or "fid" in result):
+                        if value < best.get(name, float("inf")):
+                            best[name] = value
+                            save_checkpoint(os.path.join(path, f"net_best_{name}.pth"), checkpoint())
                 save_checkpoint(os.path.join(path, "net_last.pth"), checkpoint())
                 events.flush()
             if saves:

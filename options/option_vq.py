@@ -77,6 +77,14 @@ def add_device_flags(parser):
     return group
 
 
+def add_extractor_flags(parser):
+    group = parser.add_argument_group("extractors (FID, diversity, R-precision, matching score)")
+    group.add_argument("--evaluator-dir", metavar="DIR", default=None,
+                       help="folder of text_mot_match/model/finest.tar; None: checkpoints/t2m or checkpoints/kit")
+    group.add_argument("--glove-dir", metavar="DIR", default=None, help="folder of our_vab_data.npy, our_vab_words.pkl, our_vab_idx.pkl; None: glove")
+    return group
+
+
 def add_model_flags(parser):
     group = parser.add_argument_group("network")
     group.add_argument("--code-dim", type=COUNT, default=512, help="width of a code")
@@ -133,6 +141,7 @@ def get_args_parser(argv=None):
     add_device_flags(parser)
     add_model_flags(parser)
     add_training_flags(parser)
+    add_extractor_flags(parser)
     for flag in DEAD_FLAGS:
         parser.add_argument(flag, action=_Dead, nargs="?", help=argparse.SUPPRESS, default=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -152,10 +161,7 @@ def eval_args(argv=None):
     add_data_flags(parser)
     add_device_flags(parser).add_argument("--batch-size", type=COUNT, default=64, help="clips of 128 frames in a forward pass; clips are "
                                           "batched by length, and the numbers do not depend on it")
-    group = parser.add_argument_group("extractors (FID, diversity, R-precision, matching score)")
-    group.add_argument("--evaluator-dir", metavar="DIR", default=None,
-                       help="folder of text_mot_match/model/finest.tar; None: checkpoints/t2m or checkpoints/kit")
-    group.add_argument("--glove-dir", metavar="DIR", default=None, help="folder of our_vab_data.npy, our_vab_words.pkl, our_vab_idx.pkl; None: glove")
+    group = add_extractor_flags(parser)
     group.add_argument("--repeat", type=COUNT, default=1, help="repetitions of the protocol's random draws; published tables use 20")
     group.add_argument("--seed", type=_number(int, 0, 2 ** 32 - 1), default=123, help="of these draws")
     group = parser.add_argument_group("output")

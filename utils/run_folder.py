@@ -11,10 +11,13 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from utils.checkpoint import remove_stale, write_atomically, write_json
+from utils.checkpoint import load_checkpoint, remove_stale, write_atomically, write_json
 from utils.errors import UserError
 
 RUN_FILES = re.compile(r"(net|state)_\w+\.pth|args\.json|run\.log|hashes\.json|events\.out\.tfevents\..*|eval_\w+\.json|vis_.*")
+# flags that may differ between a run and its resumption: they do not change what is computed
+FREE_FLAGS = {"data_root", "meta_dir", "no_cache", "out_dir", "exp_name", "eval_iter", "save_iter", "resume", "resume_pth", "overwrite",
+              "force", "on_nan", "nan_limit", "total_iter", "evaluator_dir", "glove_dir"}
 HISTORY = "events.out.tfevents.0.history"  # sorts before every later file of events
 
 
@@ -49,6 +52,34 @@ def open_run(out_dir, exp_name, resume=False, overwrite=False):
         raise UserError(f"{path}: holds a run ({', '.join(sorted(old)[:3])}, …); go on with --resume auto, start anew with --overwrite, "
                         "or choose another --exp-name")
     return path, lock
+
+
+def find_state(args, path, log):
+    """The state to resume from, or None. With --resume auto the newest that is whole, by its recorded iteration; damaged ones are named."""
+    if args.resume_pth:
+        checkpoint = load_checkpoint(args.resume_pth)
+        return checkpoint if "optimizer" in checkpoint else None
+    found = []
+    for name in ("state_last.pth", "state_prev.pth") if args.resume else ():
+        try:
+            if os.path.exists(os.path.join(path, name)):
+                found.append(load_checkpoint(os.path.join(path, name)))
+        except UserError as error:
+            log.warning(f"DAMAGED STATE: {error}; looking for the one before")
+    if args.resume and not found and os.path.exists(os.path.join(path, "state_last.pth")):
+        raise UserError(f"{path}: no state can be read; start from net_last.pth with --resume-pth, or anew with --overwrite")
+    return max(found, key=lambda state: state["iter"], default=None)
+
+
+def check_flags(args, state, log):
+    """Refuse to resume under flags that would compute something else; --force reports them and goes on."""
+    before, now = state["args"], vars(args)
+    changed = [f"--{name.replace('_', '-')} {before[name]} → {now[name]}" for name in before
+               if name in now and name not in FREE_FLAGS and before[name] != now[name]]
+    if changed and not args.force:
+        raise UserError(f"flags differ from the run's: {', '.join(changed)}; resume with the same ones, or with --force")
+    if changed:
+        log.warning(f"resuming with changed flags: {', '.join(changed)}")
 
 
 class _TqdmHandler(logging.StreamHandler):
