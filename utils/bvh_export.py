@@ -17,10 +17,10 @@ END_SITE = 0.05     # metres: a leaf's tip, so that it has a bone to show
 def solve_skeleton(joints, spec):
     """Inverse kinematics of a clip: (offsets (J, 3), rotations (T, J, 3, 3), cleaned (T, J, 3)), float64 metres.
 
-    joints (T, J, 3), metres or millimetres, y up. offsets: each joint from its parent in the rest pose, a T-pose that faces +z with its left
-    at +x; bone lengths are the clip's medians. rotations are local, parent to child. cleaned: the forward kinematics of both, the input with
-    constant bone lengths and a rigid pelvis and chest; each bone aims at where its joint was, so that errors do not add up along a limb.
-    Equal to the input where that is rigid already. Raises UserError for joints that are not finite or have another shape.
+    joints (T, J, 3), metres or millimetres, y up. offsets: each joint from its parent in the rest pose, a T-pose that faces +z with its
+    left at +x; bone lengths are the clip's medians. rotations are local, parent to child. cleaned: the forward kinematics of both, the
+    input with constant bone lengths and a rigid pelvis and chest; each bone aims at where its joint was, so that errors do not add up
+    along a limb. Equal to the input where that is rigid already. Raises UserError for joints that are not finite or have another shape.
     """
     joints = check_joints(joints, spec)
     joints = joints * unit_in_metres(joints, spec)

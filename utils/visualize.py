@@ -91,7 +91,7 @@ class _Camera:
         self.target[:, 1] = floor + 0.5 * max(0.95 * height, joints[..., 1].max() - floor)
         # everything in view, but never closer than the usual frame nor so far that a stray joint shrinks the body to a dot
         view = (joints - self.target[:, None]) @ self.rotation.T
-        reach = (np.abs(view[..., :2]) / (self.distance - view[..., 2:])).max() * self.distance
+        reach = (np.abs(view[..., :2]) / np.maximum(self.distance - view[..., 2:], 0.1 * self.distance)).max() * self.distance
         self.focal = 0.43 * size * self.distance / np.clip(reach, 0.56 * height, 1.2 * height)
 
     def __call__(self, points, frame=None):

@@ -1,0 +1,65 @@
+import base64
+import json
+import re
+
+import numpy as np
+import pytest
+
+from tests.test_visualize import dance
+from utils.errors import UserError
+from utils.motion_spec import KIT, T2M
+from utils.player import player_html, save_player
+
+
+def data_of(page):
+    return json.loads(re.search(r"const D = (.*);\n", page)[1])
+
+
+def unpack(text, scale, spec):
+    return np.frombuffer(base64.b64decode(text), "<i2").reshape(-1, spec.joints, 3) * scale
+
+
+@pytest.mark.parametrize("spec, unit", [(T2M, 1.0), (KIT, 1000.0)])
+def test_the_page_holds_both_motions_in_metres(spec, unit):
+    joints, reference = dance(spec, 196, seed=1), dance(spec, 196, seed=2)
+    page = player_html(joints * unit, spec, reference=reference * unit, codes=np.arange(49), title="walk")
+    data = data_of(page)
+    assert len(page) < 150_000 and "@DATA@" not in page and "@ID@" not in page
+    for name, expected in (("motion", joints), ("original", reference)):
+        assert np.abs(unpack(data[name], data["scale"], spec) - expected).max() <= data["scale"] * 0.51 < 1e-4
+    aligned = (joints - joints[:, :1]) - (reference - reference[:, :1])
+    assert np.allclose(data["error"], 1000 * np.linalg.norm(aligned, axis=-1).mean(1), atol=0.051)
+    assert data["codes"] == list(range(49)) and data["fps"] == spec.fps and len(data["contacts"]) == 196
+
+
+def test_nothing_is_fetched_and_nothing_leaks():
+    page = player_html(dance(T2M, 20), T2M)
+    assert not re.search(r"https?:|src=|@import|url\(|fetch\(", page)
+    assert '"original"' not in page and '"codes"' not in page
+    script = re.search(r"<script>\n(.*)</script>", page, re.DOTALL)[1]
+    assert script.startswith("(() => {") and script.rstrip().endswith("})();")
+    ids = [re.search(r'id="([^"]+)"', player_html(dance(T2M, 4), T2M))[1] for _ in range(3)]
+    assert len(set(ids)) == 3
+
+
+def test_a_title_cannot_break_out(tmp_path):
+    title = "</script><b>&"
+    page = save_player(tmp_path / "clip.html", dance(T2M, 5), T2M, title=title).read_text(encoding="utf-8")
+    assert page.count("</script>") == 1 and "<b>" not in page and data_of(page)["title"] == title
+    assert page.startswith("<!doctype html>")
+
+
+def test_one_frame_plays():
+    assert data_of(player_html(dance(T2M, 1), T2M, codes=[3]))["codes"] == [3]
+
+
+def test_what_cannot_be_played_is_said():
+    joints = dance(T2M, 20)
+    with pytest.raises(UserError, match="5 in a row, is expected"):
+        player_html(joints, T2M, codes=np.arange(4))
+    with pytest.raises(UserError, match="whole number"):
+        player_html(joints, T2M, codes=np.zeros(5))
+    with pytest.raises(UserError, match="reference has 19 frames"):
+        player_html(joints, T2M, reference=joints[:19])
+    with pytest.raises(UserError, match="shape"):
+        player_html(joints[0], T2M)
