@@ -1,7 +1,155 @@
-"""Joints to features and back (HumanML3D's representation)."""
-import torch
+"""Joints to features and back: HumanML3D's representation (arXiv 2212.04048, `motion_representation.ipynb`).
 
-from utils.motion_spec import SPECS
+Extraction is numpy in float64, recovery is torch. T frames, J joints, D features; quaternions are (w, x, y, z).
+"""
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter1d
+
+from utils.motion_spec import SPECS, get_spec
+
+UP, FORWARD = np.array([0.0, 1.0, 0.0]), np.array([0.0, 0.0, 1.0])
+HEADING_SIGMA = 20  # frames over which the heading is smoothed
+
+
+# joints to features
+
+def extract_features(joints, dataname, bone_lengths=None):
+    """Joint positions → HumanML3D features.
+
+    joints: (T, J, 3) array, y up, metres, at the data set's frame rate, T ≥ 2. bone_lengths: (J,) lengths of the skeleton to retarget
+    to; None takes the data set's, and where it has none (kit) the clip keeps its own.
+    Returns (T - 1, D) float32, D = 263 (t2m) or 251 (kit): root 4, local positions, 6-D rotations, velocities, contacts.
+    Raises ValueError for any other shape.
+    """
+    spec = get_spec(dataname)
+    joints = np.asarray(joints, np.float64)
+    if joints.ndim != 3 or joints.shape[1:] != (spec.joints, 3) or len(joints) < 2:
+        raise ValueError(f"joints have shape {joints.shape}, expected (T, {spec.joints}, 3) with T of at least 2")
+    bone_lengths = spec.bone_lengths if bone_lengths is None else bone_lengths
+    if bone_lengths is not None:
+        joints = retarget(joints, spec, np.asarray(bone_lengths))
+    joints = joints - UP * joints[..., 1].min()                                        # stand on the floor
+    joints = joints - joints[0, 0] * (1, 0, 1)                                         # start at the origin
+    right_hip, left_hip, right_shoulder, left_shoulder = spec.face_joints
+    across = joints[:1, right_hip] - joints[:1, left_hip] + joints[:1, right_shoulder] - joints[:1, left_shoulder]
+    joints = turn(between(np.cross(UP, across), FORWARD)[:, None], joints)           # face +z
+    step = np.diff(joints, axis=0)                                                     # (T-1, J, 3)
+    contacts = np.square(step[:, spec.feet]).sum(-1) < spec.contact_threshold          # (T-1, 4)
+    heading, rotations = inverse_kinematics(joints, spec, smooth=True)
+    root_step = turn(heading[1:], step[:, 0])
+    # w of the heading is never negative, so the one step across facing straight back gets the wrong sign; kept, as published
+    yaw_step = np.arcsin(np.clip(multiply(heading[1:], invert(heading[:-1]))[:, 2:3], -1, 1))
+    local = turn(heading[:, None], joints - joints[:, :1] * (1, 0, 1))
+    velocities = turn(heading[:-1, None], step)
+    parts = (yaw_step, root_step[:, [0, 2]], local[:-1, 0, 1:2], local[:-1, 1:], to_6d(rotations[:-1]), velocities, contacts)
+    return np.concatenate([part.reshape(len(step), -1) for part in parts], 1).astype(np.float32)
+
+
+def retarget(joints, spec, bone_lengths):
+    """Give a clip (T, J, 3) other bone lengths (J,): every bone keeps its direction, the root moves by the ratio of the leg lengths.
+
+    The ratio is taken from the first frame. What HumanML3D does by inverse, then forward kinematics.
+    """
+    bones = _bones(joints, spec)
+    length = _length(bones)                             # (T, J, 1)
+    leg = list(spec.leg)
+    bones = bones / np.maximum(length, 1e-12) * bone_lengths[:, None]
+    result = joints * (bone_lengths[leg].sum() / length[0, leg].sum())
+    for chain in spec.chains:
+        for parent, child in zip(chain, chain[1:]):
+            result[:, child] = result[:, parent] + bones[:, child]
+    return result
+
+
+def inverse_kinematics(joints, spec, smooth):
+    """Heading (T, 4) and each joint's rotation relative to the joint before it in its chain, (T, J - 1, 4), as quaternions.
+
+    The heading turns the body to face +z; the first frame's is the identity. Every chain starts from the heading, the arms' too.
+    """
+    right_hip, left_hip, right_shoulder, left_shoulder = spec.face_joints
+    # the hips are swapped against the shoulders here, and only here: the published features were made so
+    across = joints[:, left_hip] - joints[:, right_hip] + joints[:, right_shoulder] - joints[:, left_shoulder]
+    forward = np.cross(UP, across / np.maximum(_length(across), 1e-12))
+    if smooth:
+        forward = gaussian_filter1d(forward, HEADING_SIGMA, axis=0, mode="nearest")
+    heading = between(forward, FORWARD)
+    heading[0] = (1, 0, 0, 0)
+    turned = between(np.array(spec.raw_offsets, np.float64), _bones(joints, spec))     # (T, J, 4): rest direction → bone
+    turned[:, 0] = heading
+    before = [0] * spec.joints
+    for chain in spec.chains:
+        for parent, child in zip(chain[1:], chain[2:]):
+            before[child] = parent
+    return heading, multiply(invert(turned[:, before]), turned)[:, 1:]
+
+
+def _bones(joints, spec):
+    """(T, J, 3) vectors from each joint's parent to it; the root's is zero."""
+    return joints - joints[:, np.maximum(spec.parents, 0)]
+
+
+def between(u, v):
+    """The shortest rotation from directions u to v, (…, 3) each, of any length, as quaternions (…, 4). Half a turn goes about an axis across u."""
+    u, v = np.broadcast_arrays(*(a / np.maximum(_length(a), 1e-12) for a in (u, v)))
+    (a, b, c), (x, y, z) = (tuple(m[..., i] for i in range(3)) for m in (u, v))
+    q = np.stack([1 + a * x + b * y + c * z, b * z - c * y, c * x - a * z, a * y - b * x], -1)
+    opposite = q[..., 0] < 1e-9
+    if opposite.any():
+        axis = np.cross(u[opposite], np.where(np.abs(u[opposite, :1]) < 0.9, [[1.0, 0, 0]], [[0, 1.0, 0]]))
+        q[opposite] = np.concatenate([np.zeros_like(axis[:, :1]), axis], -1)
+    return q / _length(q)
+
+
+def _length(v):
+    """(…, n) → (…, 1); several times faster than numpy's norm over a short axis."""
+    return np.sqrt(np.einsum("...i,...i->...", v, v))[..., None]
+
+
+def multiply(p, q):
+    """Quaternion product p q, (…, 4) each."""
+    a, b = p[..., 0], q[..., 0]
+    x, y, z = (p[..., i] for i in (1, 2, 3))
+    u, v, w = (q[..., i] for i in (1, 2, 3))
+    return np.stack([a * b - x * u - y * v - z * w, a * u + x * b + y * w - z * v, a * v - x * w + y * b + z * u, a * w + x * v - y * u + z * b], -1)
+
+
+def invert(q):
+    """Inverse of unit quaternions (…, 4)."""
+    return q * (1, -1, -1, -1)
+
+
+def turn(q, v):
+    """Vectors v (…, 3) turned by unit quaternions q (…, 4) about y, whose x and z are zero."""
+    cos, sin = np.square(q[..., 0]) - np.square(q[..., 2]), 2 * q[..., 0] * q[..., 2]
+    return np.stack([cos * v[..., 0] + sin * v[..., 2], np.broadcast_to(v[..., 1], np.broadcast_shapes(cos.shape, v.shape[:-1])),
+                     cos * v[..., 2] - sin * v[..., 0]], -1)
+
+
+def to_6d(q):
+    """The first two columns of the rotation matrices of unit quaternions (…, 4), one after the other: (…, 6)."""
+    w, x, y, z = (q[..., i] for i in range(4))
+    return np.stack([1 - 2 * (y * y + z * z), 2 * (x * y + w * z), 2 * (x * z - w * y),
+                     2 * (x * y - w * z), 1 - 2 * (x * x + z * z), 2 * (y * z + w * x)], -1)
+
+
+def mirror(joints, spec):
+    """The left-right mirrored clip (T, J, 3): x negated, left and right joints swapped by their names."""
+    names = spec.joint_names
+    other = [names.index(name.replace("left", "\0").replace("right", "left").replace("\0", "right")) for name in names]
+    return joints[:, other] * (-1, 1, 1)
+
+
+def group_statistics(frames, spec):
+    """Mean per feature and std averaged within each feature group, as published: frames (F, D) → (D,) float32 each."""
+    frames = np.asarray(frames, np.float64)
+    std = frames.std(0)
+    for part in spec.slices.values():
+        std[part] = std[part].mean()
+    return frames.mean(0).astype(np.float32), std.astype(np.float32)
+
+
+# features to joints
 
 
 def _layout(joints_num):
@@ -44,3 +192,35 @@ def recover_from_ric(data, joints_num):
     x, z = _unturn(cos[..., None], sin[..., None], local[..., 0], local[..., 2])
     joints = torch.stack([x + root[..., None, 0], local[..., 1], z + root[..., None, 2]], -1)
     return torch.cat([root[..., None, :], joints], -2)
+
+
+def recover_from_rot(data, joints_num, bone_lengths=None):
+    """Global joint positions from the rotations: forward kinematics along the chains.
+
+    data: (…, T, D) float features, de-normalised. bone_lengths: (J,); None takes the data set's (t2m; kit has none and needs them).
+    Returns (…, T, joints_num, 3). Raises ValueError without bone lengths. Source: HumanML3D `recover_from_rot`.
+    """
+    spec = next(spec for spec in SPECS.values() if spec.joints == joints_num)
+    bone_lengths = spec.bone_lengths if bone_lengths is None else bone_lengths
+    if bone_lengths is None:
+        raise ValueError(f"{spec.name} has no bone lengths of its own: give bone_lengths, ({joints_num},) in the features' unit")
+    offsets = torch.as_tensor(np.array(spec.raw_offsets) * np.asarray(bone_lengths)[:, None], dtype=data.dtype, device=data.device)
+    cos, sin, root = recover_root(data)
+    zero, one = torch.zeros_like(cos), torch.ones_like(cos)
+    cos2, sin2 = cos * cos - sin * sin, 2 * cos * sin
+    heading = torch.stack([cos2, zero, sin2, zero, one, zero, -sin2, zero, cos2], -1).unflatten(-1, (3, 3))
+    local = _from_6d(data[..., spec.slices["rotations"]].unflatten(-1, (joints_num - 1, 6)))
+    joints = [root] + [None] * (joints_num - 1)
+    for chain in spec.chains:
+        turn = heading
+        for parent, child in zip(chain, chain[1:]):
+            turn = turn @ local[..., child - 1, :, :]
+            joints[child] = joints[parent] + turn @ offsets[child]
+    return torch.stack(joints, -2)
+
+
+def _from_6d(columns):
+    """Rotation matrices (…, 3, 3) from their first two columns (…, 6), made orthonormal."""
+    x = torch.nn.functional.normalize(columns[..., :3], dim=-1)
+    z = torch.nn.functional.normalize(torch.cross(x, columns[..., 3:], dim=-1), dim=-1)
+    return torch.stack([x, torch.cross(z, x, dim=-1), z], -1)

@@ -1,0 +1,181 @@
+"""Features both ways, on motions whose features are known by hand."""
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from utils.motion_process import (
+    between,
+    extract_features,
+    group_statistics,
+    mirror,
+    multiply,
+    recover_from_ric,
+    recover_from_rot,
+    retarget,
+    to_6d,
+    turn,
+)
+from utils.motion_spec import get_spec
+
+T2M, KIT = get_spec("t2m"), get_spec("kit")
+
+
+def rest_pose(spec):
+    """The skeleton with every bone along its raw offset, spread a little so that no bone is upside down; metres, facing +z."""
+    lengths = spec.bone_lengths or (0.2,) * spec.joints
+    joints = np.zeros((spec.joints, 3))
+    for chain in spec.chains:
+        for parent, child in zip(chain, chain[1:]):
+            joints[child] = joints[parent] + np.array(spec.raw_offsets[child]) * lengths[child]
+    return joints
+
+
+def still(spec, frames=10):
+    return np.repeat(rest_pose(spec)[None], frames, 0)
+
+
+def random_clip(seed, spec=T2M, frames=24):
+    """Bones of the right length that swing smoothly, on a root that wanders."""
+    rng = np.random.default_rng(seed)
+    time = np.linspace(0, 1, frames)[:, None]
+    joints = np.zeros((frames, spec.joints, 3))
+    joints[:, 0] = np.concatenate([time, 0 * time + 0.9, 2 * time], 1) * rng.uniform(-1, 1, 3)
+    lengths = spec.bone_lengths or rng.uniform(0.1, 0.4, spec.joints)
+    for chain in spec.chains:
+        for parent, child in zip(chain, chain[1:]):
+            shoulder = spec is T2M and child in (16, 17)  # held out sideways: the heading follows from hips and shoulders
+            direction = np.array((33 - 2 * child, 0, 0) if shoulder else spec.raw_offsets[child], float)
+            trunk = child in spec.face_joints or parent in (9, 3, 6)
+            direction = direction + (0.1 if trunk else 0.5) * np.sin(6 * time * rng.random(3) + rng.uniform(0, 6, 3))
+            joints[:, child] = joints[:, parent] + lengths[child] * direction / np.linalg.norm(direction, axis=1, keepdims=True)
+    return joints
+
+
+def part(features, name, spec=T2M):
+    return features[:, spec.slices[name]]
+
+
+@pytest.mark.parametrize("spec", [T2M, KIT], ids=lambda spec: spec.name)
+def test_a_still_pose_has_no_velocity_and_all_contacts(spec):
+    features = extract_features(still(spec), spec.name)
+    assert features.shape == (9, spec.width) and features.dtype == np.float32
+    for name in ("yaw", "root_xz", "velocities"):
+        np.testing.assert_allclose(part(features, name, spec), 0, atol=1e-6)
+    assert (part(features, "contacts", spec) == 1).all()
+    joints = rest_pose(spec)
+    np.testing.assert_allclose(part(features, "height", spec), -joints[:, 1].min(), atol=1e-6)
+
+
+def test_the_rest_pose_has_identity_rotations():
+    rotations = part(extract_features(still(T2M), "t2m"), "rotations").reshape(9, 21, 6)
+    np.testing.assert_allclose(rotations, np.tile([1, 0, 0, 0, 1, 0], (9, 21, 1)), atol=1e-6)
+
+
+def test_a_walker_on_a_circle_turns_and_steps_steadily():
+    frames, radius, omega = 200, 2.0, 0.03
+    angle = omega * np.arange(frames)
+    pose = still(T2M, frames)
+    about_y = np.stack([np.cos(angle / 2), 0 * angle, np.sin(angle / 2), 0 * angle], -1)
+    walker = turn(about_y[:, None], pose) + np.stack([-radius * np.cos(angle), 0 * angle, radius * np.sin(angle)], -1)[:, None]
+    features = extract_features(walker, "t2m")
+    middle = slice(80, 120)  # the smoothing of the heading holds at both ends
+    yaw = part(features, "yaw")[middle, 0]
+    np.testing.assert_allclose(np.abs(yaw), omega / 2, atol=1e-6)  # the quaternion holds half the angle
+    back = int(np.pi / omega) - middle.start  # the published features change sign for the one step across straight back
+    assert np.flatnonzero(yaw > 0).tolist() == [back]
+    chord = 2 * radius * np.sin(omega / 2)
+    np.testing.assert_allclose(np.linalg.norm(part(features, "root_xz")[middle], axis=1), chord, atol=1e-6)
+    np.testing.assert_allclose(part(features, "root_xz")[middle, 1], chord * np.cos(omega / 2), atol=1e-4)
+    recovered = recover_from_ric(torch.from_numpy(features).double(), 22).numpy()
+    center = recovered[:, 0, [0, 2]].mean(0)
+    lap = recovered[:int(2 * np.pi / omega / 2), 0, [0, 2]]
+    assert np.ptp(np.linalg.norm(lap - lap[0], axis=1)) == pytest.approx(2 * radius, rel=0.02) and np.isfinite(center).all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10 ** 6))
+def test_joints_come_back_from_positions_and_from_rotations(seed):
+    joints = random_clip(seed)
+    features = torch.from_numpy(extract_features(joints, "t2m")).double()
+    from_ric, from_rot = recover_from_ric(features, 22).numpy(), recover_from_rot(features, 22).numpy()
+    np.testing.assert_allclose(from_rot, from_ric, atol=1e-4)
+    # the same motion but for where it starts: distances between joints, and the root's path, are kept
+    joints = joints[:-1] - joints[..., 1].min() * np.array([0, 1, 0])
+    np.testing.assert_allclose(from_ric[..., 1], joints[..., 1], atol=1e-4)
+    for pair in ((20, 7), (0, 15), (21, 10)):
+        np.testing.assert_allclose(np.linalg.norm(from_ric[:, pair[0]] - from_ric[:, pair[1]], axis=-1),
+                                   np.linalg.norm(joints[:, pair[0]] - joints[:, pair[1]], axis=-1), atol=1e-4)
+    np.testing.assert_allclose(np.linalg.norm(np.diff(from_ric[:, 0], axis=0), axis=1), np.linalg.norm(np.diff(joints[:, 0], axis=0), axis=1),
+                               atol=1e-4)
+
+
+def test_where_a_clip_starts_and_faces_does_not_matter():
+    joints = random_clip(3)
+    angle = 1.1
+    moved = turn(np.array([np.cos(angle / 2), 0, np.sin(angle / 2), 0]), joints) + np.array([3.0, 0.7, -2.0])
+    np.testing.assert_allclose(extract_features(moved, "t2m"), extract_features(joints, "t2m"), atol=1e-5)
+
+
+def test_retargeting_gives_the_target_lengths_and_keeps_directions():
+    joints = random_clip(5) * 1.3
+    result = retarget(joints, T2M, np.array(T2M.bone_lengths))
+    for child, parent in enumerate(T2M.parents):
+        if parent >= 0:
+            bone, before = result[:, child] - result[:, parent], joints[:, child] - joints[:, parent]
+            np.testing.assert_allclose(np.linalg.norm(bone, axis=1), T2M.bone_lengths[child], atol=1e-9)
+            np.testing.assert_allclose(np.cross(bone, before), 0, atol=1e-9)
+    np.testing.assert_allclose(result[:, 0], joints[:, 0] / 1.3, atol=1e-9)
+
+
+def test_kit_round_trip_needs_its_bone_lengths():
+    joints = random_clip(2, KIT)
+    features = torch.from_numpy(extract_features(joints, "kit")).double()
+    with pytest.raises(ValueError, match="bone lengths"):
+        recover_from_rot(features, 21)
+    lengths = np.linalg.norm(joints[0] - joints[0][list(KIT.parents)], axis=1)
+    lengths[0] = 0
+    np.testing.assert_allclose(recover_from_rot(features, 21, lengths), recover_from_ric(features, 21), atol=1e-4)
+
+
+@pytest.mark.parametrize("spec", [T2M, KIT], ids=lambda spec: spec.name)
+def test_mirroring_twice_is_the_identity(spec):
+    joints = random_clip(1, spec)
+    once = mirror(joints, spec)
+    assert not np.allclose(once, joints)
+    np.testing.assert_array_equal(mirror(once, spec), joints)
+    right = spec.joint_names.index("right_hip")
+    np.testing.assert_array_equal(once[:, right], joints[:, spec.joint_names.index("left_hip")] * (-1, 1, 1))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(-1, 1), min_size=6, max_size=6))
+def test_the_rotation_between_two_directions_turns_one_into_the_other(numbers):
+    u, v = np.array(numbers[:3]), np.array(numbers[3:])
+    if min(np.linalg.norm(u), np.linalg.norm(v)) < 1e-3:
+        return
+    q = between(u, v)
+    matrix = to_6d(q).reshape(2, 3)
+    matrix = np.stack([*matrix, np.cross(*matrix)], -1)
+    np.testing.assert_allclose(matrix @ u / np.linalg.norm(u), v / np.linalg.norm(v), atol=1e-6)
+    np.testing.assert_allclose(multiply(q, q * (1, -1, -1, -1)), [1, 0, 0, 0], atol=1e-12)
+
+
+def test_half_a_turn_is_finite():
+    q = between(np.array([[0, -1.0, 0], [1.0, 0, 0]]), np.array([[0, 1.0, 0], [-1.0, 0, 0]]))
+    np.testing.assert_allclose(np.linalg.norm(q, axis=1), 1)
+
+
+def test_std_is_averaged_within_its_groups():
+    frames = np.random.default_rng(0).normal(size=(500, 263)) * np.linspace(1, 5, 263)
+    mean, std = group_statistics(frames, T2M)
+    np.testing.assert_allclose(mean, frames.mean(0), rtol=1e-5)
+    for group in T2M.slices.values():
+        np.testing.assert_allclose(std[group], frames.std(0)[group].mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(10, 21, 3), (1, 22, 3), (10, 66), (10, 22, 2)])
+def test_other_shapes_are_refused(shape):
+    with pytest.raises(ValueError, match=r"expected \(T, 22, 3\)"):
+        extract_features(np.zeros(shape), "t2m")
