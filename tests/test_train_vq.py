@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from models.vqvae import HumanVQVAE
 from tests.helpers import SMALL_NET, make_dataset, small_args
+from tests.test_evaluator_wrapper import make_extractors
 from train_vq import learning_rate, main
 from utils.checkpoint import load_checkpoint
 
@@ -311,3 +312,20 @@ def test_an_unwritable_folder_is_told_before_the_data_is_read(tmp_path, capsys):
 
 def test_a_missing_data_folder_is_told(tmp_path, capsys):
     refused(small_args(tmp_path / "nowhere", tmp_path), capsys, "nowhere")
+
+
+def test_with_the_extractors_validation_logs_upstreams_tags_and_keeps_the_best_of_each(tmp_path):
+    root = make_dataset(tmp_path / "data", lengths=(64, 72, *[40 + 3 * i for i in range(33)]), val=33)
+    (root / "texts").mkdir()
+    for path in (root / "new_joint_vecs").iterdir():
+        (root / "texts" / f"{path.stem}.txt").write_text("a person walks#a/DET person/NOUN walk/VERB#0.0#0.0\n")
+    folder, glove = make_extractors(tmp_path / "official")
+    flags = ("--evaluator-dir", str(folder), "--glove-dir", str(glove))
+    assert main(small_args(root, tmp_path / "with", *flags)) == 0
+    run = tmp_path / "with" / "run"
+    for tag in ("FID", "Diversity", "top1", "top2", "top3", "matching_score", "mpjpe"):
+        assert [step for step, _ in curves(run)[f"./Test/{tag}"]] == [6, 12], tag
+    for name in ("fid", "div", "top1", "matching", "mpjpe"):
+        assert HumanVQVAE.from_checkpoint(run / f"net_best_{name}.pth").nb_code == 16
+    assert main(small_args(root, tmp_path / "without", "--eval-iter", "1000", *flags)) == 0
+    assert same(weights(run), weights(tmp_path / "without" / "run"))
