@@ -96,6 +96,16 @@ def test_side_by_side_shows_each_motion_and_the_error_beneath():
     assert np.all(np.diff(marks) > 20)                                     # the point runs along the curve
 
 
+def test_a_wild_reconstruction_leaves_the_scale_of_both_panels_alone():
+    joints = dance(T2M, 6)
+    wild = joints + np.random.default_rng(0).normal(0, 0.4, joints.shape)
+    panels = draw.draw_frames(wild, T2M, reference=joints, size=96)[:, :96, :96], draw.draw_frames(joints, T2M, reference=joints, size=96)
+    assert (panels[0] == panels[1][:, :96, :96]).all()
+    short = draw.draw_frames(joints * 0.5, T2M, reference=joints, size=96)
+    sizes = [near(short[0, :96, half], draw.LEFT).nonzero()[0] for half in (slice(0, 96), slice(96, 192))]
+    assert np.ptp(sizes[1]) < 0.65 * np.ptp(sizes[0])
+
+
 def test_errors_are_millimetres_root_aligned_and_global():
     joints = dance(T2M, 4)
     moved, bent = joints + (0.03, 0, 0.04), joints.copy()
@@ -143,6 +153,7 @@ def test_a_gif_plays_every_frame_at_the_right_time(tmp_path, fps):
             gif.seek(n)
             total += gif.info["duration"]
             assert np.abs(np.asarray(gif.convert("RGB")).astype(int) - frames[n]).mean() < 4    # the palette's loss
+        assert gif.convert("RGB").getpixel((2, 40)) == draw.PAPER           # the paper stays white
     assert abs(total - 31000 / fps) <= 5
 
 

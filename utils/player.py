@@ -15,7 +15,7 @@ PAGE = Path(__file__).with_suffix(".html")
 
 
 def player_html(joints, spec, *, reference=None, codes=None, title=None, fps=None, autoplay=True):
-    """A player as a string of HTML: drag to orbit, wheel to zoom, a time line to scrub, play speed, keys (space, arrows).
+    """A player as a string of HTML: drag to orbit, wheel to zoom once clicked, a time line to scrub, play speed, keys (space, arrows).
 
     joints (T, J, 3), metres or millimetres; reference (T, J, 3): the original, drawn in grey under it, either can be hidden, and the error
     of each frame runs above the time line (root-aligned MPJPE in mm). codes (about T/4,) integers stand beneath it, each under its four

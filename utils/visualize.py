@@ -130,13 +130,19 @@ def _grid_lines(centre, radius, floor):
 
 
 class _Panel:
-    """One figure: projected once for the whole clip, then painted frame by frame on a copy of its background."""
+    """One figure: projected once for the whole clip, then painted frame by frame on a copy of its background.
 
-    def __init__(self, joints, spec, contacts, size, ghost, angles, title, clock):
-        self.height, self.spec, self.size, self.contacts = skeleton_height(joints, spec), spec, size * OVER, contacts
+    beside: the panel of the original, whose scale this one shares and whose path lies beneath its own.
+    """
+
+    def __init__(self, joints, spec, contacts, size, angles, title, clock, beside=None):
+        self.height = beside.height if beside else skeleton_height(joints, spec)
+        self.spec, self.size, self.contacts = spec, size * OVER, contacts
         lowest = joints[..., 1].min()
         self.floor = 0.0 if abs(lowest) < 0.25 * self.height else lowest   # y = 0 unless the clip plainly stands elsewhere
         self.camera = _Camera(joints, self.height, self.floor, self.size, spec, *angles)
+        if beside:
+            self.floor, self.camera.focal, self.camera.target[:, 1] = beside.floor, beside.camera.focal, beside.camera.target[0, 1]
         self.pixels, depth = self.camera(joints)
         children, parents = np.array(bones(spec)).T
         self.segments = self.pixels[:, np.stack([children, parents], -1)].reshape(len(joints), -1, 4)
@@ -146,7 +152,7 @@ class _Panel:
         feet = joints[:, list(spec.feet)].copy()
         feet[..., 1] = self.floor
         self.feet = self.camera(feet)[0]
-        self.paths = [(path[:, 0], colour) for path, colour in ((ghost, GHOST), (joints, TRAIL)) if path is not None]
+        self.paths = ([(beside.paths[0][0], GHOST)] if beside else []) + [(joints[:, 0], TRAIL)]
         self.base = self._background(title, clock)
 
     def _background(self, title, clock):
@@ -245,14 +251,14 @@ def draw_frames(joints, spec, *, size=256, reference=None, contacts=None, title=
     unit = unit_in_metres(joints, spec)
     metres, angles, bar = joints * unit, (azimuth, elevation), None
     if reference is None:
-        panels = [_Panel(metres, spec, contacts, size, None, angles, title, True)]
+        panels = [_Panel(metres, spec, contacts, size, angles, title, True)]
     else:
         reference = check_joints(reference, spec, "reference joints")
         if len(reference) != len(joints):
             raise UserError(f"the reference has {len(reference)} frames and the joints {len(joints)}: cut them to the same length")
         original = reference * unit_in_metres(reference, spec)
-        panels = [_Panel(original, spec, foot_contacts(reference, spec), size, None, angles, labels[0], False),
-                  _Panel(metres, spec, contacts, size, original, angles, labels[1], True)]
+        left = _Panel(original, spec, foot_contacts(reference, spec), size, angles, labels[0], False)
+        panels = [left, _Panel(metres, spec, contacts, size, angles, labels[1], True, left)]
         bar = _ErrorBar(*frame_error(metres, original), size, title)
     frames = range(len(joints)) if frames is None else [int(f) for f in frames]
     pictures = np.empty((len(frames), size + (bar.height if bar else 0), size * len(panels), 3), np.uint8)
@@ -275,11 +281,16 @@ def frame_error(joints, reference):
 def encode_gif(frames, fps):
     """(T, H, W, 3) uint8 → the bytes of an endless GIF with one palette. GIF counts time in 1/100 s: rounded, without drift."""
     frames = np.asarray(frames)
-    sample = frames[np.linspace(0, len(frames) - 1, min(4, len(frames))).astype(int)]
-    palette = Image.fromarray(np.concatenate(list(sample))).quantize(128, method=Image.Quantize.MEDIANCUT)
-    levels = (np.arange(32) << 3 | 4).astype(np.uint8)
+    sample = Image.fromarray(np.concatenate(list(frames[np.linspace(0, len(frames) - 1, min(4, len(frames))).astype(int)])))
+    common = sorted(sample.getcolors(sample.width * sample.height), reverse=True)[:16]      # kept exact: paper, ground, limbs
+    colours = [value for _, colour in common for value in colour] + sample.quantize(112, method=Image.Quantize.MEDIANCUT).getpalette()
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(colours)
+    levels = np.linspace(0, 255, 32).round().astype(np.uint8)
     cube = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(128, 256, 3)
-    nearest = np.asarray(Image.fromarray(cube).quantize(palette=palette, dither=Image.Dither.NONE)).reshape(-1)
+    nearest = np.array(Image.fromarray(cube).quantize(palette=palette, dither=Image.Dither.NONE)).reshape(-1)
+    for index, (_, (r, g, b)) in reversed(list(enumerate(common))):
+        nearest[r >> 3 << 10 | g >> 3 << 5 | b >> 3] = index
     images = []
     for frame in frames:
         r, g, b = (frame >> 3).astype(np.uint16).transpose(2, 0, 1)
