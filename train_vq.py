@@ -102,6 +102,20 @@ def load_validation(args, root, spec, mean, std, log):
     return val
 
 
+def report_statistics(std, meta, root, spec, log):
+    """Say which mean and std are in use, and warn when they look like the wrong one of HumanML3D's two kinds."""
+    kind = describe_statistics(std)
+    if spec.name != "t2m":
+        log.info(f"mean and std of {meta}")
+        return
+    log.info(f"mean and std of {meta}: the {kind}'s kind (root and contacts {'divided by 25' if kind == 'evaluator' else 'as measured'})")
+    if (kind == "evaluator") != (os.path.abspath(meta) != os.path.abspath(root)):
+        log.warning(f"{meta} was expected to hold the {'data set' if kind == 'evaluator' else 'evaluator'}'s statistics, but its std looks like "
+                    f"the {kind}'s: published numbers need the evaluator's (see --meta-dir)")
+    elif kind == "data set":
+        log.info("published numbers are made with the evaluator's statistics; these are the data folder's own")
+
+
 @exit_cleanly
 def main(args):
     """Train as `args` (of the options module) say. Returns the exit code."""
@@ -166,13 +180,7 @@ def train(args, path, log):
     log.info(f"{args.dataname}: {len(feed)} training clips, {clips.offsets[-1]} frames, from {root}"
              + (f"; {feed.too_short} clips are shorter than a window of {args.window_size}" if feed.too_short else "")
              + (f"; {len(clips.bad)} bad clips left out" if clips.bad else ""))
-    kind = describe_statistics(std)
-    log.info(f"mean and std of {meta}: the {kind}'s kind (root and contacts {'divided by 25' if kind == 'evaluator' else 'as measured'})")
-    if (kind == "evaluator") != (os.path.abspath(meta) != os.path.abspath(root)) and args.dataname != "demo":
-        log.warning(f"{meta} was expected to hold the {'data set' if kind == 'evaluator' else 'evaluator'}'s statistics, but its std looks like "
-                    f"the {kind}'s: published numbers need the evaluator's (see --meta-dir)")
-    elif kind != "evaluator" and args.dataname == "t2m":
-        log.info("published numbers are made with the evaluator's statistics; these are the data folder's own")
+    report_statistics(std, meta, root, spec, log)
     log.info(f"{args.quantizer} codebook of {args.nb_code} × {args.code_dim}, {sum(p.numel() for p in net.parameters()) / 1e6:.2f} M parameters, "
              f"{device}, steps {step + 1} to {last} ({warm_up} of warm-up)")
     if start and not state:
@@ -243,7 +251,8 @@ def train(args, path, log):
             totals["used"] |= counts > 0
             bar.update()
             if device.type == "cpu":  # elsewhere reading these would wait for the device
-                bar.set_postfix(loss=f"{float(row[0]):.4f}", ppl=f"{float(row[3]):.1f}", refresh=False)
+                rate = args.batch_size * (step - since_step) / (time.monotonic() - since)
+                bar.set_postfix(loss=f"{float(row[0]):.4f}", ppl=f"{float(row[3]):.1f}", clips_s=f"{rate:.0f}", refresh=False)
                 if bool(refuse) and (last_good := stop_on_bad_numbers()) is not None:
                     break
 
