@@ -40,7 +40,7 @@ def buckets(lengths, batch_frames=BATCH_FRAMES, mixed=True):
     """Batches of equal or, with `mixed`, of similar lengths: a list of positions into `lengths`, shortest clips first.
 
     A batch holds at most `batch_frames` frames, padding included, or one clip. Lengths are mixed only to bring a batch to a size that
-    keeps a device busy (a quarter of `batch_frames`), and only where less than a tenth of it would be padding.
+    keeps a device busy (a quarter of `batch_frames`), and only where less than a tenth of it, or 256 frames, would be padding: what another batch costs.
     """
     order = np.argsort(lengths, kind="stable")
     batches, start, total = [], 0, 0
@@ -48,7 +48,7 @@ def buckets(lengths, batch_frames=BATCH_FRAMES, mixed=True):
         padded = int(length) * (i - start + 1)
         grows = length > lengths[order[start]]
         waste = padded - total - length
-        if i > start and (padded > batch_frames or (grows and (not mixed or total >= batch_frames / 4 or waste > padded / 10))):
+        if i > start and (padded > batch_frames or (grows and (not mixed or total >= batch_frames / 4 or waste > max(padded / 10, 256)))):
             batches.append(order[start:i])
             start, total = i, 0
         total += int(length)
