@@ -19,7 +19,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import torch
 
 from dataset.dataset_TM_eval import draw, load_captioned, verbs_of_clips
 from dataset.motion_folder import describe_statistics, find_statistics, load_split

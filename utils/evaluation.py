@@ -40,7 +40,8 @@ def buckets(lengths, batch_frames=BATCH_FRAMES, mixed=True):
     """Batches of equal or, with `mixed`, of similar lengths: a list of positions into `lengths`, shortest clips first.
 
     A batch holds at most `batch_frames` frames, padding included, or one clip. Lengths are mixed only to bring a batch to a size that
-    keeps a device busy (a quarter of `batch_frames`), and only where less than a tenth of it, or 256 frames, would be padding: what another batch costs.
+    keeps a device busy (a quarter of `batch_frames`), and only where less than a tenth of it, or 256 frames, would be padding: what another
+    batch costs.
     """
     order = np.argsort(lengths, kind="stable")
     batches, start, total = [], 0, 0
