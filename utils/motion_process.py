@@ -140,13 +140,26 @@ def mirror(joints, spec):
     return joints[:, other] * (-1, 1, 1)
 
 
-def group_statistics(frames, spec):
-    """Mean per feature and std averaged within each feature group, as published: frames (F, D) → (D,) float32 each."""
-    frames = np.asarray(frames, np.float64)
-    std = frames.std(0)
+def group_statistics(clips, spec):
+    """Mean per feature and std averaged within each feature group, as published: clips of (T, D), one after the other → (D,) float32 each.
+
+    clips: an array (F, D) or an iterable of arrays, of which one at a time is held. Raises ValueError when there is no frame.
+    """
+    count, mean, square = 0, np.zeros(spec.width), np.zeros(spec.width)
+    for clip in (clips,) if isinstance(clips, np.ndarray) else clips:
+        if len(clip) == 0:
+            continue
+        clip = np.asarray(clip, np.float64)
+        own, share = clip.mean(0), len(clip) / (count + len(clip))
+        square += np.square(clip - own).sum(0) + np.square(own - mean) * count * share  # pairwise: no large sums are subtracted
+        mean += (own - mean) * share
+        count += len(clip)
+    if not count:
+        raise ValueError("no frame to take statistics of")
+    std = np.sqrt(square / count)
     for part in spec.slices.values():
         std[part] = std[part].mean()
-    return frames.mean(0).astype(np.float32), std.astype(np.float32)
+    return mean.astype(np.float32), std.astype(np.float32)
 
 
 # features to joints
