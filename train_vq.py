@@ -32,9 +32,9 @@ from models.vqvae import HumanVQVAE, load_net
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.device import pick_device
 from utils.errors import UserError, exit_cleanly
-from utils.evaluation import evaluate_clips
+from utils.evaluation import evaluate_clips, select_clips
 from utils.losses import ReConsLoss
-from utils.motion_spec import get_spec
+from utils.motion_spec import MAX_EVAL_FRAMES, get_spec
 from utils.run_folder import Events, check_flags, close_log, find_state, open_log, open_run, write_args
 from utils.text_evaluation import evaluate_text
 
@@ -90,6 +90,9 @@ def load_validation(args, root, spec, mean, std, log):
         log.warning(f"{root}/val.txt: no such file; the run goes without validation")
         return None
     val = SimpleNamespace(clips=load_split(root, "val", spec, mean, std, args.skip_bad_clips, cache=not args.no_cache), extractors=None)
+    if not len(select_clips(val.clips, spec)[0]):
+        log.warning(f"{root}/val.txt: no clip of at least {spec.min_eval_frames} and under {MAX_EVAL_FRAMES} frames; the run goes without validation")
+        return None
     folder, glove, missing = find_missing(spec, args.evaluator_dir, args.glove_dir)
     if missing:
         log.info(f"validation goes without FID and R-precision: {'; '.join(missing)}")

@@ -91,8 +91,12 @@ def test_kit_trains_and_the_loss_falls(tmp_path):
 
 def test_a_missing_validation_split_is_said_and_skipped(tmp_path):
     root = make_dataset(tmp_path / "data")
-    (root / "val.txt").unlink()
+    np.save(root / "new_joint_vecs" / "000006.npy", np.load(root / "new_joint_vecs" / "000006.npy")[:39])
+    (root / "val.txt").write_text("000006\n")  # a frame too short
     assert main(small_args(root, tmp_path)) == 0
+    assert "no clip of at least 40" in (tmp_path / "run" / "run.log").read_text()
+    (root / "val.txt").unlink()
+    assert main(small_args(root, tmp_path, "--overwrite")) == 0
     assert "goes without validation" in (tmp_path / "run" / "run.log").read_text()
 
 
