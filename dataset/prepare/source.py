@@ -15,6 +15,7 @@ SUFFIXES = (".bvh", ".npy")
 UNITS = {"m": 1.0, "cm": 0.01, "mm": 0.001, "inches": 0.0254, "CMU units": 0.0254 / 0.45}
 LOW, HIGH = 0.9, 1.95    # metres from the ankles over the hips to the base of the skull, from a child's to a giant's: one unit fits
 TYPICAL = 1.48           # the same of HumanML3D's skeleton
+MAX_SPEED = 15           # metres per second; a boxer's fist makes ten
 SMOOTHING = 0.3          # how much of a target frame the low-pass before downsampling is wide (standard deviation)
 
 
@@ -47,10 +48,13 @@ def read_clip(path, reading):
     if reading.up == "z":
         joints = joints[..., [0, 2, 1]] * (1, 1, -1)
     unit, scale = (f"x {reading.scale:g}", reading.scale) if reading.scale else find_unit(joints, spec, path)
-    joints = resample(joints * scale, fps, spec.fps)
+    joints, found = joints * scale, dict(skeleton=skeleton, unit=unit, fps=f"{round(fps, 2):g}")
+    if starts_apart(joints, fps):
+        joints, found["first frame"] = joints[1:], "apart from the motion, left out"
+    joints = resample(joints, fps, spec.fps)
     if len(joints) <= UNIT_LENGTH:
         raise UserError(f"{path}: {len(joints)} frames at {spec.fps:g} fps; expected more than {UNIT_LENGTH}")
-    return joints, dict(skeleton=skeleton, unit=unit, fps=f"{round(fps, 2):g}")
+    return joints, found
 
 
 def _find_map(path, names):
@@ -95,6 +99,15 @@ def find_unit(joints, spec, path="joints"):
         if LOW <= size * scale <= HIGH:
             return name, scale
     return "none known, scaled to a typical height", TYPICAL / size
+
+
+def starts_apart(joints, fps):
+    """Whether the first of the frames (T, J, 3, metres) is no part of the motion, as the T-pose that many CMU files begin with: some joint
+    would leave it faster than anyone moves, and several times faster than it goes on."""
+    if len(joints) < 3:
+        return False
+    first, second = np.linalg.norm(np.diff(joints[:3], axis=0), axis=-1).max(1) * fps
+    return bool(first > MAX_SPEED and first > 3 * second)
 
 
 def resample(joints, fps, target):
