@@ -21,10 +21,6 @@ STATISTICS = {
     "the evaluator's (T2M-GPT trains with it)": ((0.000514673, 0.000676928, 0.00612082, 0.122555, 0.300386, 0.0195406, 0.0140949),
                                                  (-5.65211e-06, 0.00433022, 0.917516, 0.306048, 0.202071, 0.00291324, 0.854617)),
 }
-ROOT_JUMP = 10.0        # metres per second of the root: nobody runs that fast
-FROZEN = 1.0            # seconds in which no joint moves by a tenth of a millimetre
-SUNK, AFLOAT = -0.1, 0.3    # metres: the lowest joint of a clip stands on the floor
-DRIFT = 0.02            # share by which a bone's length may change within a clip
 
 
 def parse_args(argv=None):
@@ -132,6 +128,7 @@ def _check_clips(files, listed, spec, window, dataname, findings):
     """Read every listed clip once (every file, when nothing is listed). Returns {id: {length, sum, square}} of the sound ones."""
     import numpy as np
 
+    from dataset.clip_checks import find_odd, measure, ranges
     from utils.motion_spec import MAX_EVAL_FRAMES
     clips, problems = {}, {}
     names = [name for name in files if name in listed] if listed else list(files)
@@ -152,10 +149,10 @@ def _check_clips(files, listed, spec, window, dataname, findings):
             bad = np.flatnonzero(~np.isfinite(data).all(1))
             if len(bad):
                 known = name in KNOWN_BAD.get(dataname, ())
-                problems.setdefault("known" if known else "nan", []).append((name, f"frames {_ranges(bad)}"))
+                problems.setdefault("known" if known else "nan", []).append((name, f"frames {ranges(bad)}"))
                 continue
-        clips[name] = dict(length=len(data), **_measure(data, spec))
-        for kind, text in _odd(clips[name], spec):
+        clips[name] = dict(length=len(data), **measure(data, spec))
+        for kind, text in find_odd(clips[name], spec):
             problems.setdefault(kind, []).append((name, text))
     _report(problems, len(names), spec, findings)
     short = [name for name, clip in clips.items() if clip["length"] < window]
@@ -170,66 +167,8 @@ def _check_clips(files, listed, spec, window, dataname, findings):
     return clips
 
 
-def _measure(data, spec):
-    """What the checks need of one clip (T, D): sums for the statistics, and physical extremes."""
-    import numpy as np
-    wide = data.astype(np.float64)
-    mean = wide.mean(0)
-    heights = data[:, spec.slices["positions"]][:, 1::3].min(1)     # (T,) the lowest joint
-    moving = np.abs(np.diff(data, axis=0)).max(1, initial=0) > 1e-6 if len(data) > 1 else np.ones(1, bool)
-    positions = np.concatenate([np.zeros((len(data), 1, 3), np.float32), data[:, spec.slices["positions"]].reshape(len(data), -1, 3)], 1)
-    positions[:, 0, 1] = data[:, 3]
-    bones = positions[:, 1:] - positions[:, spec.parents[1:]]
-    lengths = np.sqrt(np.einsum("tji,tji->tj", bones, bones))
-    middle = np.median(lengths[::max(1, len(lengths) // 16)], 0)
-    drift = np.abs(lengths / np.maximum(middle, 1e-6) - 1)
-    step = np.sqrt(np.square(data[:, 1:3]).sum(1))
-    return dict(mean=mean, square=np.square(wide - mean).sum(0), lowest=float(heights.min()), jump=float(step.max()), at=int(step.argmax()),
-                frozen=_longest_still(moving), drift=float(drift.max()), drift_at=int(drift.max(1).argmax()), bone=int(drift.max(0).argmax()) + 1,
-                unit=0.001 if middle.sum() > 50 else 1.0)
-
-
-def _longest_still(moving):
-    """Frames of the longest stretch without any motion."""
-    import numpy as np
-    edges = np.flatnonzero(np.concatenate([[True], moving, [True]]))
-    return int(np.diff(edges).max() - 1)
-
-
-def _odd(clip, spec):
-    """(kind, text) for what is physically odd about a clip."""
-    unit = clip["unit"]
-    if clip["jump"] * unit * spec.fps > ROOT_JUMP:
-        yield "jump", f"{clip['jump'] * unit * spec.fps:.1f} m/s at frame {clip['at']}"
-    if clip["frozen"] > FROZEN * spec.fps:
-        yield "frozen", f"{clip['frozen'] / spec.fps:.1f} s"
-    if not SUNK <= clip["lowest"] * unit <= AFLOAT:
-        yield "floor", f"{clip['lowest'] * unit:.2f} m"
-    if clip["drift"] > DRIFT:
-        yield "drift", f"{spec.joint_names[clip['bone']]} by {clip['drift']:.0%} at frame {clip['drift_at']}"
-
-
-def _ranges(frames):
-    """`3-7, 12 and 4 more`."""
-    import numpy as np
-    parts = [f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in np.split(frames, np.flatnonzero(np.diff(frames) > 1) + 1)]
-    return ", ".join(parts[:3]) + (f" and {len(parts) - 3} more" if len(parts) > 3 else "")
-
-
-KINDS = {
-    "unreadable": ("error", "cannot be read"),
-    "shape": ("error", "have the wrong shape, expected (frames, {width})"),
-    "dtype": ("warning", "are not float32"),
-    "nan": ("error", "hold NaN or Inf"),
-    "known": ("error", "are the published bad clips (NaN); leave them out with --skip-bad-clips"),
-    "jump": ("warning", f"have a root faster than {ROOT_JUMP:g} m/s: they jump"),
-    "frozen": ("warning", f"stand perfectly still for over {FROZEN:g} s: frozen capture"),
-    "floor": ("warning", f"have their lowest joint outside {SUNK:g} to {AFLOAT:g} m: they do not stand on the floor"),
-    "drift": ("warning", f"have bones whose length changes by over {DRIFT:.0%}"),
-}
-
-
 def _report(problems, total, spec, findings):
+    from dataset.clip_checks import KINDS
     for kind, (level, text) in KINDS.items():
         found = problems.get(kind, ())
         if found:
@@ -285,8 +224,8 @@ def _check_statistics(root, meta_dir, splits, clips, spec, findings):
     scaled[:4] = scaled[spec.slices["contacts"]] = 25
     if shift < 0.05 and np.abs(ratio * scaled - 1).max() < 0.05:
         return f"{folder}: the folder's own with the evaluator's bias (root and contacts 25 times smaller)"
-    close = shift < 0.5 and np.abs(np.log(ratio)).max() < np.log(1.5)
-    findings.add("note" if close else "warning", f"mean and std are not the training split's: {off}")
+    if shift > 0.5 or np.abs(np.log(ratio)).max() > np.log(1.5):
+        findings.add("warning", f"mean and std are not the training split's: {off}")
     return f"{folder}: neither the training split's nor a published one; {off}"
 
 

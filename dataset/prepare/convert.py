@@ -23,7 +23,7 @@ from utils.errors import UserError
 from utils.motion_process import extract_features, group_statistics, mirror, recover_from_ric
 from utils.motion_spec import get_spec
 
-VERSION = 2                         # counts changes of the conversion: finished clips of another one are made again
+VERSION = 3                         # counts changes of the conversion: finished clips of another one are made again
 JOINTS, FEATURES, TEXTS = "new_joints", "new_joint_vecs", "texts"
 DONE = "prepared.jsonl"             # what was converted from what; only clips listed here are ever replaced or removed
 SPLITS = ("train", "val", "test")
@@ -93,7 +93,7 @@ def write_dataset(out, clips, dataname, *, reading=None, fractions=FRACTIONS, mi
     splits = _with_mirrored(assign_splits(records, fractions), mirrored)
     frames = sum(record["frames"] for record in records.values()) * (1 + mirrored)
     found = {what: Counter(record["found"][what] for record in records.values() if what in record["found"])
-             for what in ("skeleton", "unit", "fps", "first frame")}
+             for what in ("skeleton", "unit", "fps", "start")}
     found = {what: values for what, values in found.items() if values}
     return Report(splits, frames, frames / get_spec(dataname).fps, len(made), len(kept), removed, rejected, found,
                   sum(not clips[name][1] for name in records))

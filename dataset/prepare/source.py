@@ -16,6 +16,7 @@ UNITS = {"m": 1.0, "cm": 0.01, "mm": 0.001, "inches": 0.0254, "CMU units": 0.025
 LOW, HIGH = 0.9, 1.95    # metres from the ankles over the hips to the base of the skull, from a child's to a giant's: one unit fits
 TYPICAL = 1.48           # the same of HumanML3D's skeleton
 MAX_SPEED = 15           # metres per second; a boxer's fist makes ten
+LEADING = 0.1            # seconds in which a clip may spring from a pose to its motion
 SMOOTHING = 0.3          # how much of a target frame the low-pass before downsampling is wide (standard deviation)
 
 
@@ -49,8 +50,9 @@ def read_clip(path, reading):
         joints = joints[..., [0, 2, 1]] * (1, 1, -1)
     unit, scale = (f"x {reading.scale:g}", reading.scale) if reading.scale else find_unit(joints, spec, path)
     joints, found = joints * scale, dict(skeleton=skeleton, unit=unit, fps=f"{round(fps, 2):g}")
-    if starts_apart(joints, fps):
-        joints, found["first frame"] = joints[1:], "apart from the motion, left out"
+    pose = leading_pose(joints, fps)
+    if pose:
+        joints, found["start"] = joints[pose:], "frames of a pose apart from the motion left out"
     joints = resample(joints, fps, spec.fps)
     if len(joints) <= UNIT_LENGTH:
         raise UserError(f"{path}: {len(joints)} frames at {spec.fps:g} fps; expected more than {UNIT_LENGTH}")
@@ -101,13 +103,11 @@ def find_unit(joints, spec, path="joints"):
     return "none known, scaled to a typical height", TYPICAL / size
 
 
-def starts_apart(joints, fps):
-    """Whether the first of the frames (T, J, 3, metres) is no part of the motion, as the T-pose that many CMU files begin with: some joint
-    would leave it faster than anyone moves, and several times faster than it goes on."""
-    if len(joints) < 3:
-        return False
-    first, second = np.linalg.norm(np.diff(joints[:3], axis=0), axis=-1).max(1) * fps
-    return bool(first > MAX_SPEED and first > 3 * second)
+def leading_pose(joints, fps):
+    """How many of the first frames of joints (T, J, 3, metres) are no part of the motion, as the T-pose that CMU's BVH files begin with: some
+    joint leaves them, within a tenth of a second, faster than anyone moves."""
+    steps = np.linalg.norm(np.diff(joints[:int(LEADING * fps) + 1], axis=0), axis=-1).max(1, initial=0) * fps
+    return int(np.flatnonzero(steps > MAX_SPEED).max(initial=-1)) + 1
 
 
 def resample(joints, fps, target):
