@@ -27,6 +27,7 @@ from tqdm import tqdm
 from dataset.dataset_TM_eval import draw, load_captioned
 from dataset.dataset_VQ import WindowFeed
 from dataset.motion_folder import describe_statistics, find_statistics, load_split
+from dataset.prepare.demo_set import ensure_demo
 from models.evaluator_wrapper import find_missing, load_extractors
 from models.vqvae import HumanVQVAE, load_net
 from utils.checkpoint import load_checkpoint, save_checkpoint
@@ -149,6 +150,8 @@ def train(args, path, log):
 
     # data: every clip once in memory, normalised; which windows make up a batch follows from the step
     root = args.data_root or spec.data_root
+    if args.dataname == "demo" and ensure_demo(root):
+        log.info(f"{root}: made the demo set")
     mean, std, meta = find_statistics(args, spec)
     clips = load_split(root, "train", spec, mean, std, args.skip_bad_clips, cache=not args.no_cache)
     feed = WindowFeed(clips, args.window_size, args.batch_size, args.seed)
