@@ -24,7 +24,7 @@ TAGS = {
            "feminine masculine exhausted full half",
     "VERB": "walk run jump turn step sit stand kick punch wave bow dance squat raise lift lower throw catch move bend swing start stop take put "
             "hold look face lean crouch crawl climb hop jog march pick place spin stretch reach stumble fall lie kneel clap point push pull shake "
-            "shuffle skip stomp swim sway twist pace limp do make go come get give keep return repeat perform stand-up dash strafe sidestep hold",
+            "shuffle skip stomp swim sway twist pace limp do make go come get give keep return repeat perform stand-up dash strafe sidestep curve",
 }
 WORDS = {word: tag for tag, words in TAGS.items() for word in words.split()}
 LEMMAS = dict(sat="sit", sits="sit", sitting="sit", stood="stand", ran="run", running="run", threw="throw", took="take", put="put", goes="go",
