@@ -84,7 +84,7 @@ def plan_feet(score, path, heading):
             base += share[:, None] * (there - here)
             yaw += share * (turned - angle)
             here, angle = there, turned
-            lift += step.height * u ** 1.6 * (1 - u) ** 2.2 / 0.0825      # 1 at its top, u = 0.42
+            lift += step.height * u ** 1.6 * (1 - u) ** 2.2 / 0.0753      # 1 at its top, u = 0.42
             swing = np.maximum(swing, np.sin(np.pi * u) ** 2)
             time = step.land - step.lift
             pitch += step.push * ease((t - step.lift + step.early) / (step.early + 0.15 * time)) \
