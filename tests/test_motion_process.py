@@ -1,4 +1,7 @@
 """Features both ways, on motions whose features are known by hand."""
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -111,6 +114,20 @@ def test_joints_come_back_from_positions_and_from_rotations(seed):
                                atol=1e-4)
 
 
+def test_the_smoothed_heading_swaps_the_hips_as_published():
+    joints, arms, angle = still(T2M), [13, 14, 16, 17, 18, 19, 20, 21], 0.6
+    joints[:, arms] = turn(np.array([np.cos(angle / 2), 0, np.sin(angle / 2), 0]), joints[:, arms] - joints[:, 9:10]) + joints[:, 9:10]
+    ground = joints[0, :, 0] - 1j * joints[0, :, 2]                             # turning about +y adds to the phase
+    right_hip, left_hip, right_shoulder, left_shoulder = ground[list(T2M.face_joints)]
+    faced = (right_hip - left_hip) + (right_shoulder - left_shoulder)            # the clip is turned by this one,
+    swapped = (left_hip - right_hip) + (right_shoulder - left_shoulder)          # and its heading is this one's
+    between_them = np.angle(swapped / faced)
+    yaw = part(extract_features(joints, "t2m"), "yaw")[:, 0]
+    assert abs(between_them) > 0.5                                               # the pose tells the two apart
+    np.testing.assert_allclose(yaw[0], -between_them / 2, atol=1e-6)             # out of the first frame's identity, and then it stands
+    np.testing.assert_allclose(yaw[1:], 0, atol=1e-6)
+
+
 def test_where_a_clip_starts_and_faces_does_not_matter():
     joints = random_clip(3)
     angle = 1.1
@@ -173,6 +190,27 @@ def test_std_is_averaged_within_its_groups():
     np.testing.assert_allclose(mean, frames.mean(0), rtol=1e-5)
     for group in T2M.slices.values():
         np.testing.assert_allclose(std[group], frames.std(0)[group].mean(), rtol=1e-5)
+
+
+def test_statistics_of_clips_are_those_of_all_their_frames():
+    frames = np.random.default_rng(0).normal(1000, 1, size=(300, 263)).astype(np.float32)
+    whole, parts = group_statistics(frames, T2M), group_statistics(iter(np.split(frames, [3, 3, 120])), T2M)
+    for a, b in zip(whole, parts):
+        assert a.dtype == np.float32
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+    assert (group_statistics(np.ones((5, 263)), T2M)[1] == 1).all()  # nothing is divided by zero
+    with pytest.raises(ValueError, match="no frame"):
+        group_statistics([], T2M)
+
+
+@pytest.mark.skipif("T2M_DATA_ROOT" not in os.environ, reason="T2M_DATA_ROOT names no folder of real features")
+def test_real_features_come_back_through_joints():
+    folder = Path(os.environ["T2M_DATA_ROOT"], "new_joint_vecs")
+    for path in sorted(folder.glob("*.npy"))[::20]:
+        joints = recover_from_ric(torch.from_numpy(np.load(path)).double(), 22)
+        again = recover_from_ric(torch.from_numpy(extract_features(joints.numpy(), "t2m")).double(), 22)
+        # the joints, not the features: one frame fewer moves the smoothed heading near the end, and what is turned by it comes back the same
+        assert (again - joints[:-1]).abs().max() < 0.02, path.name
 
 
 @pytest.mark.parametrize("shape", [(10, 21, 3), (1, 22, 3), (10, 66), (10, 22, 2)])

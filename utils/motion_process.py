@@ -143,7 +143,8 @@ def mirror(joints, spec):
 def group_statistics(clips, spec):
     """Mean per feature and std averaged within each feature group, as published: clips of (T, D), one after the other → (D,) float32 each.
 
-    clips: an array (F, D) or an iterable of arrays, of which one at a time is held. Raises ValueError when there is no frame.
+    clips: an array (F, D) or an iterable of arrays, of which one at a time is held. A group that never changes (contacts of feet that never
+    rest) gets a std of 1: it can be divided by. Raises ValueError when there is no frame.
     """
     count, mean, square = 0, np.zeros(spec.width), np.zeros(spec.width)
     for clip in (clips,) if isinstance(clips, np.ndarray) else clips:
@@ -159,16 +160,17 @@ def group_statistics(clips, spec):
     std = np.sqrt(square / count)
     for part in spec.slices.values():
         std[part] = std[part].mean()
+    std[std < 1e-8] = 1
     return mean.astype(np.float32), std.astype(np.float32)
 
 
 # features to joints
 
 
-def _layout(joints_num):
+def _spec_of(joints_num):
     for spec in SPECS.values():
         if spec.joints == joints_num:
-            return spec.slices
+            return spec
     raise ValueError(f"joints_num is {joints_num}; features are defined for 22 (t2m) and 21 (kit) joints")
 
 
@@ -201,7 +203,7 @@ def recover_from_ric(data, joints_num):
     Source: HumanML3D `recover_from_ric`.
     """
     cos, sin, root = recover_root(data)
-    local = data[..., _layout(joints_num)["positions"]].unflatten(-1, (joints_num - 1, 3))
+    local = data[..., _spec_of(joints_num).slices["positions"]].unflatten(-1, (joints_num - 1, 3))
     x, z = _unturn(cos[..., None], sin[..., None], local[..., 0], local[..., 2])
     joints = torch.stack([x + root[..., None, 0], local[..., 1], z + root[..., None, 2]], -1)
     return torch.cat([root[..., None, :], joints], -2)
@@ -213,7 +215,7 @@ def recover_from_rot(data, joints_num, bone_lengths=None):
     data: (…, T, D) float features, de-normalised. bone_lengths: (J,); None takes the data set's (t2m; kit has none and needs them).
     Returns (…, T, joints_num, 3). Raises ValueError without bone lengths. Source: HumanML3D `recover_from_rot`.
     """
-    spec = next(spec for spec in SPECS.values() if spec.joints == joints_num)
+    spec = _spec_of(joints_num)
     bone_lengths = spec.bone_lengths if bone_lengths is None else bone_lengths
     if bone_lengths is None:
         raise ValueError(f"{spec.name} has no bone lengths of its own: give bone_lengths, ({joints_num},) in the features' unit")
