@@ -62,7 +62,7 @@ def text_line(caption):
     caption = " ".join(caption.split())
     if caption.count("#") == 3:
         return caption
-    caption = caption.replace("#", " ")
+    caption = " ".join(caption.replace("#", " ").split())
     words = re.findall(r"[a-z0-9]+(?:[-'][a-z0-9]+)*", caption.lower())
     return f"{caption}#{' '.join('/'.join(_tag(word)) for word in words)}#0.0#0.0"
 

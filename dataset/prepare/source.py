@@ -105,9 +105,12 @@ def find_unit(joints, spec, path="joints"):
 
 def leading_pose(joints, fps):
     """How many of the first frames of joints (T, J, 3, metres) are no part of the motion, as the T-pose that CMU's BVH files begin with: some
-    joint leaves them, within a tenth of a second, faster than anyone moves."""
-    steps = np.linalg.norm(np.diff(joints[:int(LEADING * fps) + 1], axis=0), axis=-1).max(1, initial=0) * fps
-    return int(np.flatnonzero(steps > MAX_SPEED).max(initial=-1)) + 1
+    joint leaves them, within a tenth of a second, faster than anyone moves and than the clip goes on."""
+    steps = np.linalg.norm(np.diff(joints, axis=0), axis=-1).max(1, initial=0) * fps
+    if len(steps) == 0:
+        return 0
+    fast = steps[:int(LEADING * fps)] > max(MAX_SPEED, 3 * np.median(steps))
+    return int(np.flatnonzero(fast).max(initial=-1)) + 1
 
 
 def resample(joints, fps, target):

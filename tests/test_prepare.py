@@ -1,0 +1,391 @@
+"""Motion capture to a training folder: maps, units, rates, splits, captions, and runs that are repeated or broken off."""
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dataset.prepare.__main__ import main
+from dataset.prepare.captions import mirror_line, text_line
+from dataset.prepare.convert import VERSION, assign_splits, split_of, write_dataset
+from dataset.prepare.demo_set import ensure_demo
+from dataset.prepare.joint_maps import MAPS, find_map, map_joints, plain, read_map
+from dataset.prepare.source import Reading, find_sources, find_unit, leading_pose, read_clip, resample
+from tests.test_motion_process import random_clip
+from utils.bvh_export import write_bvh
+from utils.errors import UserError
+from utils.motion_process import extract_features, group_statistics
+from utils.motion_spec import get_spec
+
+T2M, KIT = get_spec("t2m"), get_spec("kit")
+ROOT = Path(__file__).parent.parent
+
+
+def run(*argv):
+    """Exit code of the command."""
+    try:
+        return main([str(word) for word in argv])
+    except SystemExit as end:
+        return end.code
+
+
+@pytest.fixture
+def joints_folder(tmp_path):
+    """Eight .npy clips."""
+    folder = tmp_path / "joints"
+    folder.mkdir()
+    for i in range(8):
+        np.save(folder / f"clip{i}.npy", random_clip(i, frames=30 + i).astype(np.float32))
+    return folder
+
+
+def files(folder):
+    """Everything in a prepared folder: {path: bytes}."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock"}
+
+
+# maps
+
+def source_names(title):
+    return [name for entry in MAPS[title].values() for name in ([entry] if isinstance(entry, str) else entry[:2])] + ["LThumb"] * (title == "Mixamo")
+
+
+@pytest.mark.parametrize("title", MAPS)
+@pytest.mark.parametrize("dress", [str, str.upper, lambda name: f"rig:{name}"], ids=["as is", "upper", "prefix"])
+def test_each_known_skeleton_is_found_by_its_names(title, dress):
+    names = [dress(name) for name in dict.fromkeys(source_names(title))] + ["LowerBack", "Neck1"] * (title == "CMU (cgspeed)")
+    assert find_map(names)[0] == title
+
+
+def test_a_missing_joint_is_named_with_those_that_were_found():
+    names = [name for name in source_names("LAFAN1") if name != "LeftToe"]
+    with pytest.raises(UserError, match=r"LAFAN1, also needs LeftToe; found Hips, .*--joint-map"):
+        find_map(names)
+
+
+def test_spine_joints_a_skeleton_lacks_lie_between_their_neighbours():
+    joints = random_clip(0)
+    names = [name for name in T2M.joint_names if name not in ("spine2", "spine3", "left_collar")]
+    mapped = map_joints(joints[:, [T2M.joint_names.index(name) for name in names]], names, {name: name for name in names}, T2M)
+    kept = [T2M.joint_names.index(name) for name in names]
+    np.testing.assert_array_equal(mapped[:, kept], joints[:, kept])
+    spine1, neck = (mapped[:, T2M.joint_names.index(name)] for name in ("spine1", "neck"))
+    np.testing.assert_allclose(mapped[:, 6], spine1 + (neck - spine1) / 3, atol=1e-12)
+    np.testing.assert_allclose(mapped[:, 9], spine1 + (neck - spine1) * 2 / 3, atol=1e-12)
+    assert np.isfinite(mapped).all()
+
+
+def test_joints_that_fall_together_get_a_direction():
+    joints = random_clip(0)
+    joints[:, [9, 13, 14]] = joints[:, [12]]    # spine3 and both collars at the neck, as in CMU's files
+    mapped = map_joints(joints, T2M.joint_names, MAPS["SMPL"], T2M)
+    for child in (9, 12, 13, 14):
+        assert np.linalg.norm(mapped[:, child] - mapped[:, T2M.parents[child]], axis=-1).min() > 0.02
+
+
+def test_a_map_of_ones_own(tmp_path, joints_folder):
+    joints = random_clip(1)
+    write_bvh(tmp_path / "own.bvh", joints, T2M)
+    text = (tmp_path / "own.bvh").read_text()
+    for name in T2M.joint_names:
+        text = text.replace(f" {name}\n", f" bone_of_{name}\n")
+    (tmp_path / "own.bvh").write_text(text)
+    with pytest.raises(UserError, match="no known skeleton"):
+        read_clip(tmp_path / "own.bvh", Reading())
+    own = {name: f"bone_of_{name}" for name in T2M.joint_names if name != "spine2"}
+    own["spine2"] = ["bone_of_spine1", "bone_of_spine3", 0.7]
+    (tmp_path / "map.json").write_text(json.dumps(own))
+    clip, _ = read_clip(tmp_path / "own.bvh", Reading(joint_map=read_map(tmp_path / "map.json")))
+    np.testing.assert_allclose(clip[:, 6], 0.3 * clip[:, 3] + 0.7 * clip[:, 9], atol=1e-9)
+
+
+@pytest.mark.parametrize("content, message", [
+    ("[1]", "holds a list"), ("{", "not JSON"), ('{"pelvis": 3}', "pelvis is 3"), ('{"pelvis": "a", "tail": "b"}', "has no joint left_hip"),
+    (json.dumps({name: name for name in T2M.joint_names} | {"tail": "b"}), "names tail")])
+def test_a_bad_map_is_refused(tmp_path, content, message):
+    (tmp_path / "map.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_map(tmp_path / "map.json")
+
+
+# units, axes, rates
+
+@pytest.mark.parametrize("unit, scale", [("m", 1), ("cm", 100), ("mm", 1000), ("inches", 1 / 0.0254), ("CMU units", 0.45 / 0.0254)])
+def test_the_unit_is_found_from_the_height(unit, scale):
+    assert find_unit(random_clip(0) * scale, T2M)[0] == unit
+
+
+def test_an_unknown_unit_gives_a_typical_height():
+    name, scale = find_unit(random_clip(0) * 7, T2M)
+    assert "none known" in name and scale == pytest.approx(1 / 7, rel=0.02)
+
+
+def test_z_up_is_turned_upright_and_keeps_its_sides(tmp_path):
+    joints = random_clip(2)
+    np.save(tmp_path / "y.npy", joints)
+    np.save(tmp_path / "z.npy", joints[..., [0, 2, 1]] * (1, -1, 1))    # y up → z up, right-handed
+    for clip in ("y", "z"):
+        np.testing.assert_allclose(read_clip(tmp_path / f"{clip}.npy", Reading(up=clip))[0], joints, atol=1e-12)
+
+
+@pytest.mark.parametrize("fps", [20, 24, 30, 60, 120, 12.5])
+def test_resampling_keeps_a_slow_sine_and_steady_motion(fps):
+    time, target = np.arange(int(3 * fps) + 1)[:, None, None] / fps, np.arange(61)[:, None, None] / 20
+    sine = resample(np.sin(2 * np.pi * time), fps, 20)
+    assert len(sine) == 61 - (fps == 12.5)     # 37 steps of 0.08 s end before three seconds
+    np.testing.assert_allclose(sine[2:-2], np.sin(2 * np.pi * target[:len(sine)])[2:-2], atol=0.012)
+    np.testing.assert_allclose(resample(3 * time - 1, fps, 20), 3 * target[:len(sine)] - 1, atol=1e-9)
+
+
+def test_resampling_takes_fast_shaking_away_instead_of_folding_it():
+    time = np.arange(361) / 120
+    shaking = np.sin(2 * np.pi * 38 * time)[:, None, None]      # dropping frames alone would show it at 2 Hz
+    assert np.abs(shaking[::6]).max() > 0.9
+    assert np.abs(resample(shaking, 120, 20)[2:-2]).max() < 0.01
+
+
+def test_a_leading_pose_is_found_and_a_start_in_motion_is_not():
+    joints = np.repeat(random_clip(0, frames=60), 2, 0) + np.linspace(0, 1, 120)[:, None, None]
+    assert leading_pose(joints, 120) == 0
+    joints[:3] += 1
+    assert leading_pose(joints, 120) == 3
+
+
+def test_bvh_and_joints_give_the_same_features(tmp_path):
+    joints = random_clip(3, frames=50)
+    held = write_bvh(tmp_path / "clip.bvh", joints, T2M, fps=20)
+    clip, found = read_clip(tmp_path / "clip.bvh", Reading())
+    assert found == dict(skeleton="SMPL", unit="cm", fps="20")
+    np.testing.assert_allclose(clip, held, atol=1e-5)
+    np.testing.assert_allclose(extract_features(clip, "t2m"), extract_features(held, "t2m"), atol=2e-3)
+
+
+def test_kit_joints_come_from_the_same_skeleton(tmp_path):
+    write_bvh(tmp_path / "clip.bvh", random_clip(3, frames=80), T2M)
+    clip, _ = read_clip(tmp_path / "clip.bvh", Reading("kit"))
+    assert clip.shape[1:] == (21, 3) and extract_features(clip, "kit").shape[1] == 251
+    names = KIT.joint_names
+    assert (clip[:, names.index("left_toe")] != clip[:, names.index("left_foot")]).any()
+
+
+# splits and captions
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.text("abcdef0123", min_size=1, max_size=6), min_size=3, max_size=40, unique=True))
+def test_a_clips_split_follows_from_its_name(names):
+    splits = assign_splits(names)
+    assert sorted(name for ids in splits.values() for name in ids) == sorted(names) and all(splits.values())
+    moved = sum(split_of(name) != split for split, ids in splits.items() for name in ids)
+    assert moved <= 2   # only into a split that would have stayed empty
+    assert assign_splits(list(reversed(names)))["val"][::-1] == splits["val"]
+
+
+def test_split_shares_are_kept():
+    splits = assign_splits([f"{i:06d}" for i in range(4000)], (0.8, 0.05, 0.15))
+    np.testing.assert_allclose([len(ids) / 4000 for ids in splits.values()], (0.8, 0.05, 0.15), atol=0.02)
+    assert assign_splits(["a", "b", "c"], (1, 0, 0)) == dict(train=["a", "b", "c"], val=[], test=[])
+
+
+@pytest.mark.parametrize("caption, line", [
+    ("a person walks  slowly", "a person walks slowly#a/DET person/NOUN walk/VERB slowly/ADV#0.0#0.0"),
+    ("A man #2 sits down.", "A man 2 sits down.#a/DET man/NOUN 2/NUM sit/VERB down/ADP#0.0#0.0"),
+    ("already#al/ADV#1.0#2.0", "already#al/ADV#1.0#2.0")])
+def test_a_caption_becomes_a_text_line(caption, line):
+    assert text_line(caption) == line
+
+
+def test_mirrored_captions_change_sides_and_back():
+    line = text_line("Left hand up, turns counter-clockwise to the right, leftover")
+    mirrored = mirror_line(line)
+    assert mirrored.startswith("Right hand up, turns clockwise to the left, leftover#right/ADJ") and "counter" not in mirrored
+    assert mirror_line(mirrored) == line.replace("counter-clockwise", "counterclockwise")
+
+
+# the command
+
+def test_a_folder_is_prepared_and_loads(tmp_path, joints_folder, capsys):
+    from dataset.motion_folder import load_split
+    out = tmp_path / "out"
+    with open(tmp_path / "captions.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("id", "caption"), ("clip0", "a person walks, then turns left"), ("clip0", "someone walks"), ("gone", "x")])
+    assert run(joints_folder, "--out", out, "--mirror", "--captions", tmp_path / "captions.csv") == 0
+    said = capsys.readouterr().out
+    assert "16 clips" in said and "8 converted" in said and "7 clips have none; no clip for 1 ids, the first gone" in said
+    assert (out / "texts/clip0.txt").read_text().splitlines() == [
+        "a person walks, then turns left#a/DET person/NOUN walk/VERB then/CCONJ turn/VERB left/ADJ#0.0#0.0",
+        "someone walks#someone/PRON walk/VERB#0.0#0.0"]
+    assert "right/ADJ" in (out / "texts/Mclip0.txt").read_text()
+    splits = {split: (out / f"{split}.txt").read_text().split() for split in ("train", "val", "test", "all")}
+    assert sorted(splits["train"] + splits["val"] + splits["test"]) == splits["all"] and len(splits["all"]) == 16
+    for ids in splits.values():
+        assert all(f"M{name}" in ids for name in ids if not name.startswith("M"))
+    features = {name: np.load(out / f"new_joint_vecs/{name}.npy") for name in splits["all"]}
+    np.testing.assert_array_equal(features["clip2"], extract_features(random_clip(2, frames=32).astype(np.float32), "t2m"))
+    mean, std = np.load(out / "Mean.npy"), np.load(out / "Std.npy")
+    assert mean.dtype == std.dtype == np.float32
+    for got, wanted in zip((mean, std), group_statistics(np.concatenate([features[name] for name in splits["train"]]), T2M)):
+        np.testing.assert_allclose(got, wanted, atol=1e-6)
+    clips = load_split(out, "train", T2M, mean.astype(float), std.astype(float), cache=False)
+    assert clips.names == splits["train"]
+    joints = np.load(out / "new_joints/clip0.npy")
+    assert joints.shape == (29, 22, 3) and joints.dtype == np.float32 and abs(joints[..., 1].min()) < 0.05
+
+
+def test_a_second_run_converts_only_what_changed(tmp_path, joints_folder, capsys):
+    out = tmp_path / "out"
+    run(joints_folder, "--out", out)
+    before, times = files(out), {path: path.stat().st_mtime_ns for path in out.rglob("*.npy")}
+    np.save(joints_folder / "clip3.npy", random_clip(77))
+    (joints_folder / "clip4.npy").unlink()
+    capsys.readouterr()
+    assert run(joints_folder, "--out", out) == 0
+    assert "1 converted, 6 unchanged since the last run, 0 rejected; 1 clips of sources that are gone were removed" in capsys.readouterr().out
+    changed = {name for name, content in files(out).items() if before.get(name) != content}
+    assert {name for name in changed if "clip" in name} == {"new_joints/clip3.npy", "new_joint_vecs/clip3.npy"}
+    assert (out / "new_joints/clip1.npy").stat().st_mtime_ns == times[out / "new_joints/clip1.npy"]
+    assert not (out / "new_joint_vecs/clip4.npy").exists() and "clip4" not in (out / "all.txt").read_text()
+    assert run(joints_folder, "--out", out, "--scale", "0.5") == 0
+    assert "7 converted, 0 unchanged" in capsys.readouterr().out    # another setting
+
+
+def test_the_result_does_not_depend_on_processes_or_repetition(tmp_path):
+    clips = [(f"c{i}", random_clip(i), [f"a person does {i}"]) for i in range(40)]
+    for name, workers in (("one", 1), ("two", 2)):
+        write_dataset(tmp_path / name, clips, "t2m", workers=workers, progress=False)
+    one, two = files(tmp_path / "one"), files(tmp_path / "two")
+    assert one == two
+    report = write_dataset(tmp_path / "one", clips, "t2m", progress=False)
+    assert report.kept == 40 and files(tmp_path / "one") == one
+
+
+def test_a_killed_run_leaves_whole_files_and_goes_on(tmp_path):
+    source, out = tmp_path / "many", tmp_path / "out"
+    source.mkdir()
+    for i in range(60):
+        np.save(source / f"clip{i:02d}.npy", random_clip(i, frames=400))
+    command = [sys.executable, "-m", "dataset.prepare", str(source), "--out", str(out), "--workers", "1"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while len(list(out.glob("new_joint_vecs/*.npy"))) < 5 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finished = list(out.glob("new_joint_vecs/*.npy"))
+    assert finished and all(np.load(path).shape == (399, 263) for path in finished)
+    (out / "new_joints" / "clip59.npy.1.tmp").write_bytes(b"torn")
+    with open(out / "prepared.jsonl", "a") as file:
+        file.write('{"id": "clip')
+    report = write_dataset(out, ((name, path, ()) for name, path in find_sources([source]).items()), "t2m", progress=False)
+    assert report.kept + report.converted == 60 and report.kept >= 1
+    assert not list(out.rglob("*.tmp")) and len((out / "all.txt").read_text().split()) == 60
+
+
+def test_bad_files_are_named_and_counted_and_the_others_converted(tmp_path, joints_folder, capsys):
+    (joints_folder / "cut.bvh").write_text("HIERARCHY\nROOT hip\n{\n")
+    np.save(joints_folder / "wide.npy", np.zeros((10, 24, 3)))
+    np.save(joints_folder / "flat.npy", np.zeros((30, 22, 3)))
+    np.save(joints_folder / "short.npy", random_clip(0, frames=4))
+    broken = random_clip(0)
+    broken[7:9, 3] = np.nan
+    np.save(joints_folder / "nan.npy", broken)
+    legless = random_clip(0)
+    legless[:, [1, 2, 4, 5, 7, 8, 10, 11]] = legless[:, [0]]
+    np.save(joints_folder / "legless.npy", legless)
+    (joints_folder / "text.npy").write_text("not numpy")
+    assert run(joints_folder, "--out", tmp_path / "out") == 0
+    said = capsys.readouterr()
+    assert "8 clips" in said.out and "8 converted" in said.out and "7 rejected" in said.out
+    for words in ("cut.bvh, line 3: the file ends", "wide.npy: float64 of shape (10, 24, 3)", "flat.npy: all joints lie in one point",
+                  "short.npy: 4 frames at 20 fps", "nan.npy: frame 7 is NaN or Inf (2 of 24 frames)", "text.npy: unreadable",
+                  "legless.npy: the right leg has no length"):
+        assert words in said.err, words
+    assert run(joints_folder, "--out", tmp_path / "strict", "--strict") == 2
+    assert "(--strict)" in capsys.readouterr().err
+
+
+def test_a_clip_whose_source_went_bad_leaves_the_splits(tmp_path, joints_folder):
+    run(joints_folder, "--out", tmp_path / "out")
+    (joints_folder / "clip5.npy").write_bytes(b"")
+    assert run(joints_folder, "--out", tmp_path / "out") == 0
+    assert "clip5" not in (tmp_path / "out/all.txt").read_text() and not (tmp_path / "out/new_joint_vecs/clip5.npy").exists()
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["nowhere", "--out", "out"], "nowhere: no such file or folder"), (["--out", "out"], "give a source or --demo"),
+    (["joints", "--demo", "--out", "out"], "not both"), (["joints", "--out", "out", "--scale", "-1"], "out of range"),
+    (["joints", "--out", "out", "--split", "0", "0", "0"], "all zero"), (["joints", "--out", "out", "--seed", "3"], "--demo"),
+    (["joints", "--out", "out", "--captions", "none.csv"], "No such file"), (["empty", "--out", "out"], "no .bvh or .npy file"),
+    (["joints", "--out", "out", "--dataname", "kit"], "use --dataname t2m"), (["joints", "--out", "theirs"], "not prepared here"),
+    (["joints", "--out", "joints/clip0.npy"], "cannot be written")])
+def test_a_mistake_is_one_line_and_code_two(tmp_path, joints_folder, monkeypatch, capsys, argv, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "theirs/new_joint_vecs").mkdir(parents=True)
+    (tmp_path / "theirs/new_joint_vecs/000000.npy").write_bytes(b"precious")
+    assert run(*argv) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert message in said[-1] and "Traceback" not in "".join(said)
+    assert (tmp_path / "theirs/new_joint_vecs/000000.npy").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("content, message", [
+    ("", "holds no caption"), ("clip0\n", "line 1: 1 fields"), ("id,caption\nclip0,walks, turns\n", "line 2: 3 fields"),
+    ("other,walks\n", "none of its 1 ids")])
+def test_bad_captions_are_refused(tmp_path, joints_folder, capsys, content, message):
+    (tmp_path / "captions.csv").write_text(content)
+    assert run(joints_folder, "--out", tmp_path / "out", "--captions", tmp_path / "captions.csv") == 2
+    assert message in capsys.readouterr().err
+
+
+def test_files_of_one_name_take_their_folders_names(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / "mocap" / folder).mkdir(parents=True)
+        np.save(tmp_path / "mocap" / folder / "walk 1.npy", random_clip(0))
+    np.save(tmp_path / "mocap" / "run:fast.npy", random_clip(0))
+    assert list(find_sources([tmp_path / "mocap"])) == ["mocap_a_walk_1", "mocap_b_walk_1", "run_fast"]
+
+
+def test_mirrored_copies_may_not_collide(tmp_path):
+    with pytest.raises(UserError, match="Mwalk"):
+        write_dataset(tmp_path / "out", [("walk", random_clip(0), ()), ("Mwalk", random_clip(1), ())], "t2m", mirrored=True, progress=False)
+
+
+def test_previews_are_pictures_that_move(tmp_path, joints_folder):
+    from PIL import Image
+    assert run(joints_folder, "--out", tmp_path / "out", "--preview", 2) == 0
+    gifs = sorted((tmp_path / "out/previews").glob("*.gif"))
+    assert len(gifs) == 2
+    with Image.open(gifs[0]) as image:
+        assert image.n_frames > 10
+
+
+def test_help_is_instant():
+    modules = subprocess.run([sys.executable, "-c", "import sys; from dataset.prepare.__main__ import parse_args; import dataset.check; "
+                              "print('torch' in sys.modules or 'numpy' in sys.modules)"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert modules.stdout.strip() == "False"
+
+
+# the demo set
+
+def test_the_demo_set_is_made_once_whole_and_always_the_same(tmp_path):
+    report = ensure_demo(tmp_path / "demo", count=12, progress=False)
+    assert report.converted == 12 and not report.rejected and not report.without_caption
+    assert ensure_demo(tmp_path / "demo", count=12) is None
+    ensure_demo(tmp_path / "again", count=12, progress=False)
+    assert files(tmp_path / "demo") == files(tmp_path / "again")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "demo"]
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/thesis.txt").write_text("precious")
+    with pytest.raises(UserError, match="something else"):
+        ensure_demo(tmp_path / "taken", count=12)
+
+
+def test_names_are_compared_plainly():
+    assert plain("mixamorig:Left_Up Leg") == plain("LeftUpLeg") and VERSION >= 1
