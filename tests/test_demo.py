@@ -9,7 +9,7 @@ from dataset.prepare.demo_actions import ACTIONS, FRAMES, Score, Step, ease, key
 from utils.motion_spec import T2M
 
 STEMS = dict(walk=("walk", "step"), run=("run", "jog"), sidestep=("side",), turn=("turn",), jump=("jump",), squat=("squat",),
-             sit=("sit", "seat"), wave=("wave",), punch=("punch",), kick=("kick",), bow=("bow",), dance=("dance", "dancing"))
+             sit=("sit", "seat"), wave=("wave", "waving"), punch=("punch",), kick=("kick",), bow=("bow",), dance=("dance", "dancing"))
 
 
 @pytest.fixture(scope="module")
@@ -155,20 +155,28 @@ def test_captions_tell_the_side(clips):
 
 
 def test_clips_stand_the_right_way_round(clips):
-    """A walk forward goes where the hips face, a sidestep across it."""
+    """A walk forward goes where the hips face, one backward goes the other way, a sidestep across, there and back nowhere."""
+    seen = set()
     for name, joints, captions, _ in clips:
-        if len(actions_of(name)) > 1 or not name.startswith(("walk", "sidestep")):
+        if actions_of(name) not in (["walk"], ["sidestep"]):
             continue
         left = (joints[0, 1] - joints[0, 2]) * (1, 0, 1)
         left /= np.linalg.norm(left)
         travel = joints[-1, 0] - joints[0, 0]
-        ahead, aside = travel @ np.cross(left, (0, 1, 0)), travel @ left
+        ahead, aside, said = travel @ np.cross(left, (0, 1, 0)), travel @ left, " ".join(captions)
         if name.startswith("sidestep"):
-            assert abs(aside) > 3 * abs(ahead) and (aside > 0) == ("left" in captions[0]), name
-        elif any("straight" in caption or ("forward" in caption and "curve" not in caption) for caption in captions):
+            seen.add("sidestep")
+            assert abs(aside) > 3 * abs(ahead) and (aside > 0) == ("left" in said), name
+        elif "walks back and forth" in said or "turns around" in said:
+            seen.add("return")
+            assert np.hypot(ahead, aside) < 0.7 < np.linalg.norm(joints[:, 0] - joints[0, 0], axis=-1).max(), name
+        elif "backward" in said or "steps back" in said:
+            seen.add("backward")
+            assert ahead < -0.4 and abs(aside) < 0.3 * abs(ahead), name
+        elif "circle" not in said and "circular" not in said and "curve" not in said and "veer" not in said:
+            seen.add("forward")
             assert ahead > 0.8 and abs(aside) < 0.3 * ahead, name
-        elif any("back" in caption for caption in captions):
-            assert ahead < -0.4, name
+    assert seen == {"sidestep", "return", "backward", "forward"}
 
 
 def test_a_step_lands_beside_the_root():

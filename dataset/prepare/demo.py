@@ -230,12 +230,13 @@ def make_clip(seed, index):
     size, torso, arms = rng.uniform(0.86, 1.12), rng.uniform(0.94, 1.06), rng.uniform(0.94, 1.06)
     lengths = proportions(torso, arms)
     score = Score(rng)
-    name, end, captions = demo_actions.choreograph(score, rng, index)
+    name, begin, end, captions = demo_actions.choreograph(score, rng, index)
     score.stand = standing_height(lengths, score.width)
-    frames = int(np.clip(np.ceil(end * FPS), MIN_FRAMES, FRAMES))
+    first = round(begin * FPS)
+    last = int(np.clip(np.ceil(end * FPS), first + MIN_FRAMES, FRAMES))
     joints, planted = animate(score, lengths)
     start = rng.uniform(-1, 1, 3) * (1, 0, 1)
-    return f"{name}_{index:04d}", size * (joints[:frames] + start), captions, planted[:frames]
+    return f"{name}_{index:04d}", size * (joints[first:last] + start), captions, planted[first:last]
 
 
 def make_clips(seed=0, count=420):

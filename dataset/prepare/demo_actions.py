@@ -1,7 +1,8 @@
 """What the demo set's people do, written on a score: footsteps, velocities and angles over time, and the words for them.
 
-An action is a function (score, start, limit, rng) → (end, phrases): it writes itself between two times in seconds, ends standing, and says
-what happened in a few equivalent phrases. Everything it adds starts and ends at zero, so actions follow or overlap each other smoothly.
+One function an action, which is why this file is long.
+An action is a function (score, start, limit, rng) → (end, phrases): it writes itself between two times in seconds, ends standing,
+and says what happened in a few equivalent phrases. What it adds starts and ends at zero, so actions follow or overlap smoothly.
 Metres, seconds, degrees. Left is positive; the sizes are those of the data set's skeleton and scale with the person.
 """
 from typing import NamedTuple
@@ -99,7 +100,7 @@ def gait(score, start, count, period, first, forward=0.0, left=0.0, turn=0.0, sw
     swing: how long a foot is in the air, in periods; above 1 there is flight. Returns the end in seconds.
     """
     end = start + (count - 1 + swing) * period
-    envelope = pulse(score.t, start - 0.1, end + 0.1, min(ramp * period + 0.2, 0.5 * (end - start)))
+    envelope = pulse(score.t, start - 0.2, end + 0.1, min(ramp * period + 0.2, 0.5 * (end - start)))
     score.add(forward_speed=forward * envelope, left_speed=left * envelope)
     score.add(turn_rate=turn * envelope / max(envelope.sum() / FPS, 1e-6))
     side = first
@@ -109,6 +110,7 @@ def gait(score, start, count, period, first, forward=0.0, left=0.0, turn=0.0, sw
         over = end + 0.1 if i >= count - 2 else 0.5 * (land + lift + 2 * period)
         score.steps.append(Step(side, lift, land, over, **step))
         side = OTHER[side]
+    score.steps[-count] = score.steps[-count]._replace(height=0.7 * score.steps[-count].height)     # the first is only half as long
     return end + 0.1
 
 
@@ -117,22 +119,27 @@ def walk(score, start, limit, rng):
     period, speed = dict(slow=(0.68, 0.75), usual=(0.54, 1.2), quick=(0.44, 1.6))[pace]
     period, speed, first = period * rng.uniform(0.95, 1.05), speed * rng.uniform(0.9, 1.1), pick(rng, *SIDES)
     most = int((limit - start) / period)
-    way, turn = pick(rng, "forward", "forward", "backward", "left", "right", "circle"), 0.0
+    way, turn, step = pick(rng, "forward", "forward", "backward", "left", "right", "circle", "return"), 0.0, dict(push=36, strike=14)
     if way == "backward":
-        speed, period = -0.55 * speed, period * 1.05
+        speed, period, step = -0.55 * speed, period * 1.05, dict(push=22, strike=0, height=0.06)
         words = ("walks backward", "steps backwards", "takes some steps back")
     elif way in SIDES:
         turn = SIDES[way] * rng.uniform(60, 110)
         words = (f"walks forward and curves to the {way}", f"walks in a curve to the {way}", f"walks ahead, veering {way}")
     elif way == "circle" and most >= 10:
         side = pick(rng, *SIDES)
-        turn, speed = SIDES[side] * rng.uniform(300, 360), min(speed, 1.1)
+        turn, speed, step = SIDES[side] * rng.uniform(300, 360), min(speed, 1.1), dict(push=36, strike=12, width=0.11)
         words = ("walks in a circle", f"walks around in a circle to the {side}", "walks in a circular path")
+    elif way == "return" and limit - start > 6.5:
+        period, adverbs, side = 0.5, ("",), pick(rng, *SIDES)
+        end = gait(score, start, 5, period, first, speed, **step)
+        end = gait(score, end, 4, 0.45, side, turn=SIDES[side] * 180, width=0.1, height=0.05, push=20, early=0.1, strike=0)
+        words = ("walks forward, turns around and walks back", "walks back and forth", f"walks, turns around to the {side} and walks back")
+        start, most = end, 5
     else:
         words = ("walks forward", "walks straight ahead", "takes several steps forward")
     count = min(most, int(rng.integers(10, 14)) if abs(turn) > 200 else int(rng.integers(4, 10)))
-    back = dict(push=22, strike=0, height=0.06) if speed < 0 else dict(push=34 + 12 * (pace == "quick"), strike=14)
-    end = gait(score, start, count, period, first, speed, 0, turn, **back)
+    end = gait(score, start, count, period, first, speed, 0, turn, **step)
     envelope = pulse(score.t, start, end, 0.6)
     score.add(spine_forward=(3 if pace == "quick" else 0) * envelope, spine_left=-0.04 * turn * envelope)
     score.pose(envelope, arm_swing=score["arm_swing"] * (0.5 if speed < 0 else 1.15 if pace == "quick" else 0.9))
@@ -164,7 +171,7 @@ def sidestep(score, start, limit, rng):
     quick = bool(rng.integers(2))
     period, reach = (0.34, 0.24) if quick else (0.48, 0.22)
     count = min(int((limit - start) / period) // 2 * 2, int(rng.integers(3, 6)) * 2)
-    end = gait(score, start, count, period, side, left=SIDES[side] * reach / period, width=0.16, height=0.06, push=18, early=0.1,
+    end = gait(score, start, count, period, side, left=SIDES[side] * reach / period, width=0.17, height=0.06, push=18, early=0.1,
                strike=0, swing=0.75)
     envelope = pulse(score.t, start, end, 0.4)
     score.add(rise=(-0.10 if quick else -0.05) * envelope, spine_forward=8 * envelope, pelvis_forward=5 * envelope)
@@ -202,7 +209,8 @@ def jump(score, start, limit, rng):
         crouch, off = start + 0.42, start + 0.62
         land, rest = off + air, off + air + 0.75
         speed = 9.81 * air / 2
-        knots = np.array([(start, 0, 0), (crouch, -0.22, 0), (off, 0.085, speed), (land, 0.085, -speed), (land + 0.22, -0.17, 0), (rest, 0, 0)])
+        knots = np.array([(start, 0, 0), (crouch, -0.22, 0), (off, 0.085, speed), (land, 0.085, -speed), (land + 0.22, -0.17, 0),
+                          (rest, 0, 0)])      # (seconds, metres, metres a second): between off and land a parabola
         score.add(rise=CubicHermiteSpline(*knots.T)(np.clip(t, start, rest)))
         u = np.clip((t - off) / air, 0, 1)
         up = 4 * u * (1 - u) * high
@@ -234,7 +242,7 @@ def squat(score, start, limit, rng):
     if not score.steps:
         score.width = 0.15
     arms = pick(rng, "forward", "hips", "crossed")
-    pose = dict(forward=(80, 6, 10, 12), hips=(-22, 40, 55, 95), crossed=(50, 8, 62, 105))[arms]
+    pose = dict(forward=(80, 6, 10, 12), hips=(-22, 40, 55, 95), crossed=(46, 8, 62, 105))[arms]
     end = start + count * once
     for i in range(count):
         bend = pulse(t, start + i * once, start + (i + 1) * once, down)
@@ -246,6 +254,8 @@ def squat(score, start, limit, rng):
     for side in SIDES:
         if arms != "forward":
             score.pose(pulse(t, start - 0.2, end + 0.2, 0.6), **arm(side, *pose))
+    if arms == "crossed":
+        score.add(left_arm_forward=14 * pulse(t, start - 0.2, end + 0.2, 0.6))      # one arm over the other
     times = {1: "", 2: " twice", 3: " three times"}[count]
     how = dict(forward=" with the arms stretched forward", hips=" with the hands on the hips", crossed=" with the arms crossed")[arms]
     return end + 0.1, [f"squats{times}", f"does a squat{times}", f"squats down and stands back up{times}", f"squats{times}{how}"]
@@ -261,7 +271,8 @@ def sit(score, start, limit, rng):
     bend = pulse(t, start, end, down, up)
     back = ease((t - start) / (0.9 * down)) * (1 - ease((t - end + 0.9 * up) / (0.9 * up)))
     score.add(rise=-seat * bend, root_forward=-0.40 * back)
-    lean = keyed(t, (start, 0), (start + 0.55 * down, 1), (start + down + 0.25, 0.05), (end - up - 0.15, 0.05), (end - 0.6 * up, 1), (end, 0))
+    lean = keyed(t, (start, 0), (start + 0.55 * down, 1), (start + down + 0.25, 0.05), (end - up - 0.15, 0.05), (end - 0.6 * up, 1),
+                 (end, 0))
     score.add(pelvis_forward=24 * lean - 4 * bend, spine_forward=20 * lean + 5 * bend, head_forward=-16 * lean)
     for side in SIDES:
         score.pose(pulse(t, start + 0.3 * down, end - 0.2 * up, 0.7 * down, 0.7 * up), **arm(side, 12, 8, 18, 36))
@@ -284,7 +295,7 @@ def bow(score, start, limit, rng):
         for side in SIDES:
             score.pose(held, **arm(side, 22, 4, 45, 38))
     elif hands == "chest":
-        score.pose(held, **arm("right", 18, 14, 68, 112))
+        score.pose(held, **arm("right", 24, 14, 66, 108))
     adverb = "deeply" if deep > 0.85 else "politely"
     times = " twice" if count == 2 else ""
     how = dict(sides="with the arms at the sides", front="with the hands together", chest="with one hand on the chest")[hands]
@@ -308,8 +319,8 @@ def wave(score, start, limit, rng):
         score.add(spine_left=-4 * SIDES[side] * held, head_turn=3 * SIDES[side] * held)
     who = "both hands" if side == "both" else f"the {side} hand"
     pace = "quickly" if rate > 1.9 else "slowly" if rate < 1.5 else "happily"
-    return end, [f"waves with {who}", f"waves {pace} with {who}", f"raises {'both arms' if side == 'both' else f'the {side} arm'} and waves",
-                 f"waves hello with {who}"]
+    arms = "both arms" if side == "both" else f"the {side} arm"
+    return end, [f"waves with {who}", f"waves {pace} with {who}", f"raises {arms} and waves", f"waves hello with {who}"]
 
 
 def punch(score, start, limit, rng):
@@ -358,7 +369,8 @@ def kick(score, start, limit, rng):
             score.add(pelvis_left=-sign * 22 * shape, spine_left=-sign * 8 * shape, root_left=-sign * 0.05 * shape)
         else:
             swing = keyed(t, (at, 0), (chamber - 0.02, -0.42), (out, 0.55), (out + 0.08, 0.6), (end, 0))
-            move = dict(forward=swing, up=0.24 * gone * (1 - shape) + (0.12 + 0.2 * high) * shape, pitch=45 * gone * (1 - shape) + 10 * shape)
+            move = dict(forward=swing, up=0.24 * gone * (1 - shape) + (0.12 + 0.2 * high) * shape,
+                        pitch=45 * gone * (1 - shape) + 10 * shape)
             score.add(pelvis_forward=8 * gone - 14 * shape, spine_forward=4 * gone)
         score.add(**{f"{side}_foot_{name}": value for name, value in move.items()}, **{f"{side}_load": -away})
         score.pose(away, balance=0.85, arm_swing=0)
@@ -381,21 +393,28 @@ def dance(score, start, limit, rng):
     end, sign, wide = start + bars * 4 * beat, SIDES[lead], rng.uniform(0.26, 0.36)
     envelope = pulse(t, start - 0.1, end + 0.15, 0.5)
     phase = np.pi * (t - start) / beat
-    kind = pick(rng, "step", "step", "sway")
+    kind = pick(rng, "step", "step", "sway", "twist")
     score.add(rise=-(0.035 + 0.03 * score.energy * np.sin(phase) ** 2) * envelope)
     if kind == "step":
         keys = [(start, 0)]
         for bar in range(bars):
             at = start + 4 * bar * beat
             for i, (side, left) in enumerate(((lead, wide), (OTHER[lead], wide), (OTHER[lead], 0), (lead, 0))):
-                score.steps.append(Step(side, at + i * beat, at + (i + 0.7) * beat, start, left=sign * left, height=0.07, push=25, early=0.1,
-                                        strike=0, width=0.09))
+                score.steps.append(Step(side, at + i * beat, at + (i + 0.7) * beat, start, width=0.09, left=sign * left, height=0.07,
+                                        push=25, early=0.1, strike=0))
             keys += [(at + 1.3 * beat, sign * wide), (at + 2 * beat, sign * wide), (at + 3.3 * beat, 0), (at + 4 * beat, 0)]
         score.add(root_left=keyed(t, *keys))
         for name, turned in SIDES.items():
-            score.pose(envelope, **arm(name, 22 + 26 * score.energy * np.sin(phase / 2 + turned * np.pi / 2), 16, 28, 85 - 18 * np.cos(phase)))
+            ahead = 22 + 26 * score.energy * np.sin(phase / 2 + turned * np.pi / 2)
+            score.pose(envelope, **arm(name, ahead, 16, 28, 85 - 18 * np.cos(phase)))
         score.add(spine_turn=10 * np.sin(phase / 2) * envelope)
         words = ("dances from side to side", "does a dance step to the side and back", f"dances, stepping to the {lead} and back")
+    elif kind == "twist":
+        twist = np.sin(phase) * envelope * sign
+        score.add(pelvis_turn=20 * twist, spine_turn=-34 * twist, rise=-0.05 * envelope, root_left=0.03 * np.sin(phase / 2) * envelope)
+        for name, turned in SIDES.items():
+            score.pose(envelope, **arm(name, 18 + turned * 24 * twist, 24, 30, 88))
+        words = ("dances and twists the hips", "dances the twist", "twists from side to side as in a dance")
     else:
         sway = np.sin(phase / 2) * envelope * sign
         score.add(root_left=0.07 * sway, pelvis_left=-7 * sway, spine_left=11 * sway, head_left=4 * sway, pelvis_turn=6 * sway)
@@ -407,50 +426,57 @@ def dance(score, start, limit, rng):
     return end + 0.15, list(words)
 
 
-ACTIONS = dict(walk=walk, run=run, sidestep=sidestep, turn=turn, jump=jump, squat=squat, sit=sit, wave=wave, punch=punch, kick=kick, bow=bow,
-               dance=dance)
+ACTIONS = dict(walk=walk, run=run, sidestep=sidestep, turn=turn, jump=jump, squat=squat, sit=sit, wave=wave, punch=punch, kick=kick,
+               bow=bow, dance=dance)
 # what may follow another action, and the seconds it takes at least
 AFTER = dict(walk=2.4, turn=2.2, wave=2.3, bow=2.9, punch=2.9, kick=1.8, jump=2.1, squat=3.2, sit=3.5, dance=2.6)
-MOODS = {"": {}, "tiredly": dict(spine_forward=13, head_forward=14), "proudly": dict(spine_forward=-5, head_forward=-6),
-         "in a relaxed way": dict(spine_forward=4, pelvis_forward=-2)}
+LATEST = 7.6    # seconds: every action has ended by then, and the clip by 8
+MOODS = dict(tiredly=dict(spine_forward=13, head_forward=14), proudly=dict(spine_forward=-5, head_forward=-6),
+             calmly=dict(spine_forward=2))
+LIVELY = ("quick", "brisk", "fast", "happily")
 
 
 def choreograph(score, rng, index):
-    """Write one clip on the score: an action by turns, often a second one. Returns (name, end in seconds, captions)."""
-    names = [list(ACTIONS)[index % len(ACTIONS)]]
-    mood = pick(rng, "", "", "", "", *MOODS)
-    score.add(**MOODS[mood])
-    if mood == "tiredly":
-        score.pose(np.ones(FRAMES), arm_swing=0.5 * score["arm_swing"])
-    more = rng.random() < 0.4
-    end, phrases = ACTIONS[names[0]](score, rng.uniform(0.25, 0.6), 4.6 if more else 7.6, rng)
-    overlay = names[0] in ("walk", "run") and not more and end > 3.5 and rng.random() < 0.25
-    joined = [phrases]
-    if overlay:
-        _, second = wave(score, 0.9, end - 0.2, rng)
-        names, joined = [*names, "wave"], [phrases, second]
-    elif more and end < 5.2:
-        names.append(pick(rng, *(name for name, least in AFTER.items() if name != names[0] and end + 0.3 + least < 7.7)))
-        end, second = ACTIONS[names[1]](score, end + rng.uniform(-0.1, 0.3), 7.7, rng)
-        joined = [phrases, second]
-    end += rng.uniform(0.2, 0.6)
-    return "_".join(names), end, write_captions(joined, overlay, mood, rng)
+    """Write one clip on the score: an action by turns, often with one or two more after it, or a wave on the way.
+
+    Returns (name, begin and end in seconds, captions): the clip is what lies between, at least 2 s.
+    """
+    names, mood = [list(ACTIONS)[index % len(ACTIONS)]], pick(rng, *[None] * 6, *MOODS)
+    if mood:
+        score.add(**MOODS[mood], arm_swing=-0.4 * score["arm_swing"] if mood == "tiredly" else 0)
+    count, start, begin = pick(rng, 1, 1, 1, 2, 2, 3), rng.uniform(0.25, 0.6), 0.0
+    end, phrases = ACTIONS[names[0]](score, start, (LATEST, 4.6, 3.3)[count - 1], rng)
+    said, together = [phrases], False
+    if names[0] in ("walk", "run") and count == 1 and end > 3.6:
+        together = rng.random() < 0.25
+        if together:
+            said.append(wave(score, start + 0.6, end - 0.2, rng)[1])
+            names.append("wave")
+        elif rng.random() < 0.4:
+            begin = start + 1.0     # already on the way
+    for _ in range(count - 1):
+        fitting = [name for name, least in AFTER.items() if name != names[-1] and end + 0.3 + least < LATEST]
+        if not fitting:
+            break
+        names.append(pick(rng, *fitting))
+        end, phrases = ACTIONS[names[-1]](score, end + rng.uniform(-0.1, 0.3), LATEST if count == 2 else min(LATEST, end + 3.2), rng)
+        said.append(phrases)
+    return "_".join(names), begin, end + rng.uniform(0.2, 0.5), write_captions(said, together, mood, rng)
 
 
-def write_captions(phrases, overlay, mood, rng):
-    """Two to four captions of what one or two actions' phrases (lists of str) say. overlay: both at once."""
-    links = (", then ", " and then ", " and ")
+def write_captions(said, together, mood, rng):
+    """Two to four different captions. said: for each action the list of its phrases; together: the second goes on during the first."""
     captions = []
     for _ in range(12):
-        who, first = pick(rng, "a person", "a person", "the person", "someone"), pick(rng, *phrases[0])
-        if overlay:
-            text = f"{who} {first} and {pick(rng, *phrases[1])} at the same time"
-        elif len(phrases) > 1:
-            text = f"{who} {first}{pick(rng, *links)}{pick(rng, *phrases[1])}"
-        else:
-            text = f"{who} {first}"
-        if mood and not captions:
-            text += f" {mood}"
+        words = [pick(rng, *phrases) for phrases in said]
+        if together:
+            words = [words[0] + " while " + words[1].replace("waves", "waving").replace("raises", "raising")]
+        text = words[0]
+        for later in words[1:]:
+            text += pick(rng, ", then ", " and then ", " and ") + later
+        if mood and not captions and not any(word in text for word in LIVELY):
+            text = f"{mood} {text}"
+        text = pick(rng, "a person ", "a person ", "the person ", "someone ") + text
         if text not in captions:
             captions.append(text)
     return captions[:rng.integers(2, 5)]
