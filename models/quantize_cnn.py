@@ -134,9 +134,8 @@ class BaseQuantizer(nn.Module):
 class CodebookQuantizer(BaseQuantizer):
     """A codebook that is data, not a parameter: filled from the first training batch, then moved by statistics."""
 
-    def __init__(self, nb_code, code_dim, mu=0.99):
+    def __init__(self, nb_code, code_dim):
         super().__init__(nb_code, code_dim)
-        self.mu = mu
         self.register_buffer("codebook", torch.zeros(nb_code, code_dim))
 
     def reset_codebook(self):
@@ -203,7 +202,8 @@ class QuantizeEMA(CodebookQuantizer):
     replaces = False  # whether a code with an average count below one becomes a row of the batch
 
     def __init__(self, nb_code, code_dim, mu=0.99):
-        super().__init__(nb_code, code_dim, mu)
+        super().__init__(nb_code, code_dim)
+        self.mu = mu
         # not in the state-dict, whose keys are upstream's: `training_state` carries them
         self.register_buffer("code_sum", torch.zeros(nb_code, code_dim), persistent=False)
         self.register_buffer("code_count", torch.ones(nb_code), persistent=False)
@@ -291,5 +291,5 @@ QUANTIZERS = {
     "ema_reset": lambda nb_code, code_dim, args: QuantizeEMAReset(nb_code, code_dim, args.mu),
     "orig": lambda nb_code, code_dim, args: Quantizer(nb_code, code_dim, args.beta),
     "ema": lambda nb_code, code_dim, args: QuantizeEMA(nb_code, code_dim, args.mu),
-    "reset": lambda nb_code, code_dim, args: QuantizeReset(nb_code, code_dim, args.mu),
+    "reset": lambda nb_code, code_dim, args: QuantizeReset(nb_code, code_dim),
 }

@@ -92,9 +92,8 @@ def test_a_walker_on_a_circle_turns_and_steps_steadily():
     np.testing.assert_allclose(np.linalg.norm(part(features, "root_xz")[middle], axis=1), chord, atol=1e-6)
     np.testing.assert_allclose(part(features, "root_xz")[middle, 1], chord * np.cos(omega / 2), atol=1e-4)
     recovered = recover_from_ric(torch.from_numpy(features).double(), 22).numpy()
-    center = recovered[:, 0, [0, 2]].mean(0)
     lap = recovered[:int(2 * np.pi / omega / 2), 0, [0, 2]]
-    assert np.ptp(np.linalg.norm(lap - lap[0], axis=1)) == pytest.approx(2 * radius, rel=0.02) and np.isfinite(center).all()
+    assert np.ptp(np.linalg.norm(lap - lap[0], axis=1)) == pytest.approx(2 * radius, rel=0.02)
 
 
 @settings(max_examples=25, deadline=None)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.quantize_cnn import QUANTIZERS, QuantizeEMA, QuantizeEMAReset, QuantizeReset
+from models.quantize_cnn import QUANTIZERS
 
 K, C, MU = 8, 6, 0.99
 ALL = sorted(QUANTIZERS)
@@ -165,9 +165,9 @@ def test_a_refused_update_moves_nothing(name):
     assert torch.equal(quantizer.codebook, before)
 
 
-@pytest.mark.parametrize("kind", [QuantizeEMAReset, QuantizeEMA, QuantizeReset])
-def test_two_chunks_equal_one_batch(kind):
-    whole, parts = kind(K, C, MU).double().train(), kind(K, C, MU).double().train()
+@pytest.mark.parametrize("name", CODEBOOKS)
+def test_two_chunks_equal_one_batch(name):
+    whole, parts = build(name).double().train(), build(name).double().train()
     x = latents(0, windows=4).double()
     for quantizer in (whole, parts):
         quantizer.fill(rows_of(x))

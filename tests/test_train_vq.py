@@ -110,7 +110,8 @@ def test_validation_does_not_disturb_training(data_root, tmp_path, trained):
 # inside the warm-up, at its end, at an epoch's end (five clips, batches of four), at the milestone, just after it, at the last step
 @pytest.mark.parametrize(("at", "quantizer"), [(2, "ema_reset"), (3, "orig"), (5, "ema"), (9, "ema_reset"), (10, "reset"), (15, "ema_reset")])
 def test_a_resumed_run_is_bit_identical(data_root, tmp_path, quantizer, at, monkeypatch):
-    flags = ("--quantizer", quantizer, "--lr-scheduler", "6", "--eval-iter", "4")
+    # 64 codes for 32 rows a batch: rows are repeated with noise, so the random numbers must go on where they were
+    flags = ("--quantizer", quantizer, "--lr-scheduler", "6", "--eval-iter", "4", "--nb-code", "64")
     assert main(small_args(data_root, tmp_path / "whole", *flags)) == 0
     import train_vq
     real = train_vq.losses
@@ -245,8 +246,21 @@ def poison(monkeypatch, step):
     monkeypatch.setattr(train_vq.WindowFeed, "batch", lambda self, k, *a: real(self, k, *a) * (float("nan") if k == step - 1 else 1))
 
 
-@pytest.mark.parametrize("quantizer", ["ema_reset", "orig"])
-def test_bad_numbers_stop_before_they_spread(data_root, tmp_path, monkeypatch, quantizer):
+def poison_loss(monkeypatch, step):
+    """Make the loss of one step infinite while its latents are sound."""
+    import train_vq
+    real, count = train_vq.losses, [0]
+
+    def poisoned(*args):
+        count[0] += 1
+        values = real(*args)
+        return {**values, "total": values["total"] * float("inf")} if count[0] == step else values
+
+    monkeypatch.setattr(train_vq, "losses", poisoned)
+
+
+@pytest.mark.parametrize(("quantizer", "poison"), [("ema_reset", poison), ("orig", poison), ("ema_reset", poison_loss), ("reset", poison_loss)])
+def test_bad_numbers_stop_before_they_spread(data_root, tmp_path, monkeypatch, quantizer, poison):
     flags = ("--quantizer", quantizer)
     assert main(small_args(data_root, tmp_path / "a", *flags, "--total-iter", "5")) == 0
     poison(monkeypatch, 9)
@@ -289,19 +303,34 @@ def wait_for(condition, seconds=60):
         time.sleep(0.05)
 
 
-def test_two_processes_one_folder_and_signals(data_root, tmp_path):
+@pytest.fixture
+def start():
+    """start(command): a process that does not outlive its test."""
+    processes = []
+
+    def start(argv):
+        processes.append(subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def test_two_processes_one_folder_and_signals(data_root, tmp_path, start):
     flags = ("--total-iter", "1000000", "--print-iter", "20", "--save-iter", "1000000")
-    first = subprocess.Popen(command(data_root, tmp_path, *flags), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    first = start(command(data_root, tmp_path, *flags))
     log = tmp_path / "run" / "run.log"
     wait_for(lambda: log.exists() and "Train iter" in log.read_text())
-    second = subprocess.run(command(data_root, tmp_path, *flags, "--resume", "auto"), cwd=ROOT, capture_output=True, text=True)
+    second = subprocess.run(command(data_root, tmp_path, *flags, "--resume", "auto"), cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert second.returncode == 2 and "in use by another process" in second.stderr and second.stderr.count("\n") == 1
     first.send_signal(signal.SIGTERM)
     assert first.wait(60) == 128 + signal.SIGTERM
     state = load_checkpoint(tmp_path / "run" / "state_last.pth")
     assert f"after step {state['iter']}" in log.read_text()
     resume = command(data_root, tmp_path, *flags, "--resume", "auto")
-    killed = subprocess.Popen(resume, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    killed = start(resume)
     wait_for(lambda: f"steps {state['iter'] + 1} to" in log.read_text())
     killed.kill()  # the lock dies with its owner
     killed.wait()

@@ -42,9 +42,8 @@ def load_checkpoint(path, verify=True):
 
 def strip_prefixes(state):
     """State-dict without the prefixes that wrappers leave on every key."""
-    for prefix in ("_orig_mod.", "module."):
-        if state and all(key.startswith(prefix) for key in state):
-            state = {key[len(prefix):]: value for key, value in state.items()}
+    while state and (prefix := next((p for p in ("_orig_mod.", "module.") if all(key.startswith(p) for key in state)), None)):
+        state = {key[len(prefix):]: value for key, value in state.items()}
     return state
 
 

@@ -8,15 +8,14 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 
 from utils import metrics
 from utils.errors import UserError
+from utils.losses import LOSSES
 from utils.metrics import joint_error, mm_per_unit
 from utils.motion_process import recover_from_ric
 from utils.motion_spec import MAX_EVAL_FRAMES, UNIT_LENGTH
 
-LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss, "l1_smooth": F.smooth_l1_loss}
 BATCH_FRAMES = 8192  # frames in one forward pass
 CLIP_METRICS = ("recons", "mpjpe", "mpjpe_global")  # what `per_clip` and a breakdown show
 

@@ -1,7 +1,8 @@
 """Reconstruction losses (T2M-GPT utils/losses.py)."""
 import torch.nn as nn
+import torch.nn.functional as F
 
-LOSSES = {"l1": nn.L1Loss, "l2": nn.MSELoss, "l1_smooth": nn.SmoothL1Loss}
+LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss, "l1_smooth": F.smooth_l1_loss}
 
 
 class ReConsLoss(nn.Module):
@@ -13,7 +14,7 @@ class ReConsLoss(nn.Module):
 
     def __init__(self, recons_loss, nb_joints, vel_slice="positions"):
         super().__init__()
-        self.loss = LOSSES[recons_loss]()
+        self.loss = LOSSES[recons_loss]
         self.motion_dim = 12 * nb_joints - 1
         positions = slice(4, 4 + 3 * (nb_joints - 1))
         velocities = slice(4 + 9 * (nb_joints - 1), 4 + 9 * (nb_joints - 1) + 3 * nb_joints)

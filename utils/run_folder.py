@@ -131,10 +131,6 @@ class Events:
         """Write {tag: value} at a step."""
         self._guard(lambda: [self.writer.add_scalar(tag, value, step) for tag, value in values.items()])
 
-    def call(self, function, *args, **kwargs):
-        """Run function(writer, …), a drawing say, under the same promise."""
-        self._guard(lambda: function(self.writer, *args, **kwargs))
-
     def flush(self):
         """Bring everything to the disk."""
         self._guard(lambda: self.writer.flush())
