@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from dataset.dataset_TM_eval import draw, load_captioned
 from dataset.dataset_VQ import WindowFeed
-from dataset.motion_folder import describe_statistics, find_statistics, load_split
+from dataset.motion_folder import describe_statistics, find_clips, find_statistics, load_split
 from dataset.prepare.demo_set import ensure_demo
 from models.evaluator_wrapper import find_missing, load_extractors
 from models.vqvae import HumanVQVAE, load_net
@@ -130,7 +130,7 @@ def main(args):
     try:
         return train(args, path, log)
     except UserError as error:
-        log.error(error)
+        log.error(error, extra={"file_only": True})
         raise
     finally:
         close_log(log)
@@ -152,6 +152,7 @@ def train(args, path, log):
     root = args.data_root or spec.data_root
     if args.dataname == "demo" and ensure_demo(root):
         log.info(f"{root}: made the demo set")
+    find_clips(root)
     mean, std, meta = find_statistics(args, spec)
     clips = load_split(root, "train", spec, mean, std, args.skip_bad_clips, cache=not args.no_cache)
     feed = WindowFeed(clips, args.window_size, args.batch_size, args.seed)

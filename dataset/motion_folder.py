@@ -42,6 +42,17 @@ def read_ids(path):
     return list(ids)
 
 
+def find_clips(root):
+    """The folder of a data folder's clips; raises UserError, saying what to do, when there is none."""
+    root = Path(root)
+    folder = root / "new_joint_vecs"
+    if not folder.is_dir():
+        what = f"has no folder {folder.name}" if root.is_dir() else "does not exist"
+        raise UserError(f"{root}: {what}; expected the HumanML3D layout ({folder.name}/ID.npy, train.txt, …): name the folder with "
+                        "--data-root, or make one with python -m dataset.prepare")
+    return folder
+
+
 def find_statistics(args, spec):
     """Read mean and std, (D,) float64 each, from --meta-dir, else the evaluator's meta folder, else the data folder.
 
@@ -100,11 +111,7 @@ def load_split(root, split, spec, mean, std, skip_bad=False, cache=True):
     Raises UserError for a missing folder and, unless `skip_bad`, for clips that are missing, unreadable, of the wrong width or not finite.
     """
     root = Path(root)
-    folder = root / "new_joint_vecs"
-    if not folder.is_dir():
-        what = f"has no folder {folder.name}" if root.is_dir() else "does not exist"
-        raise UserError(f"{root}: {what}; expected the HumanML3D layout ({folder.name}/ID.npy, {split}.txt): name the folder with "
-                        "--data-root, or make one with python -m dataset.prepare")
+    folder = find_clips(root)
     ids = read_ids(root / f"{split}.txt")
     key = _fingerprint(folder, ids, spec, mean, std, skip_bad)
     clips = _map_cache(root, split, key) if cache else None

@@ -172,9 +172,10 @@ def test_a_finished_run_goes_on_with_a_longer_total(data_root, tmp_path, trained
 def refused(args, capsys, words):
     with pytest.raises(SystemExit) as stop:
         main(args)
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and "Traceback" not in error
-    assert words in error, error
+    shown = capsys.readouterr()
+    assert stop.value.code == 2 and "Traceback" not in shown.err
+    assert words in shown.err.splitlines()[-1], shown.err
+    assert shown.err.splitlines()[-1].removeprefix("error: ") not in shown.out  # once, not twice
 
 
 def test_changed_flags_are_shown_and_refused(data_root, tmp_path, capsys):
@@ -344,7 +345,10 @@ def test_an_unwritable_folder_is_told_before_the_data_is_read(tmp_path, capsys):
 
 
 def test_a_missing_data_folder_is_told(tmp_path, capsys):
-    refused(small_args(tmp_path / "nowhere", tmp_path), capsys, "nowhere")
+    refused(small_args(tmp_path / "nowhere", tmp_path), capsys, "nowhere: does not exist")
+    assert "does not exist" in (tmp_path / "run" / "run.log").read_text()
+    root = make_dataset(tmp_path / "data")  # a refused start is no run: the mended command works as it is
+    assert main(small_args(root, tmp_path)) == 0
 
 
 def test_with_the_extractors_validation_logs_upstreams_tags_and_keeps_the_best_of_each(tmp_path):

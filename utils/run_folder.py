@@ -44,12 +44,13 @@ def open_run(out_dir, exp_name, resume=False, overwrite=False):
     lock.flush()
     remove_stale(path)
     old = [name for name in os.listdir(path) if RUN_FILES.fullmatch(name)]
+    begun = [name for name in old if name != "run.log"]  # a start that was refused leaves its log alone
     if old and overwrite:
         for name in old:
             os.remove(os.path.join(path, name))
-    elif old and not resume:
+    elif begun and not resume:
         lock.close()
-        raise UserError(f"{path}: holds a run ({', '.join(sorted(old)[:3])}, …); go on with --resume auto, start anew with --overwrite, "
+        raise UserError(f"{path}: holds a run ({', '.join(sorted(begun)[:3])}, …); go on with --resume auto, start anew with --overwrite, "
                         "or choose another --exp-name")
     return path, lock
 
@@ -83,9 +84,11 @@ def check_flags(args, state, log):
 
 
 class _TqdmHandler(logging.StreamHandler):
-    """Log lines above the progress bar."""
+    """Log lines above the progress bar; errors that end the script are left to its last line."""
 
     def emit(self, record):
+        if getattr(record, "file_only", False):
+            return
         tqdm.write(self.format(record), file=sys.stdout)
         sys.stdout.flush()
 
