@@ -119,6 +119,15 @@ def add_training_flags(parser):
                        help="what --loss-vel weighs; upstream's slice holds the joint positions, whatever its name says")
     group.add_argument("--recons-loss", choices=("l1_smooth", "l1", "l2"), default="l1_smooth", help="reconstruction loss")
     group.add_argument("--seed", type=_number(int, 0, 2 ** 32 - 1), default=123, help="of the weights and of the order of the windows")
+    group = parser.add_argument_group("speed")
+    group.add_argument("--amp", choices=("off", "bf16", "fp16"), default="off",
+                       help="precision of the convolutions; quantizer, statistics and losses stay float32")
+    group.add_argument("--tf32", action="store_true", help="convolutions in TF32 on CUDA: faster, ten bits of mantissa")
+    group.add_argument("--compile", action="store_true", help="compile the forward and backward pass with torch.compile")
+    group.add_argument("--data-device", choices=("auto", "host", "device"), default="auto",
+                       help="on CUDA, where the training frames live; auto: on the device when they take at most half of its free memory")
+    group.add_argument("--grad-accum", type=COUNT, default=1, metavar="PARTS", help="take each batch in so many parts, for small devices")
+    group.add_argument("--float64", action="store_true", help="train in float64: slow; tells logic from rounding")
     group = parser.add_argument_group("run")
     group.add_argument("--out-dir", default="output", help="folder of all runs")
     group.add_argument("--exp-name", default="VQVAE", help="name of this run's folder in it")
@@ -191,6 +200,12 @@ def find_problem(args):
         (args.quantizer.startswith("ema") and not 0 < args.mu < 1, f"--mu {args.mu} is no decay: it must lie between 0 and 1"),
         (args.on_nan != "skip" and args.nan_limit != 10, "--nan-limit acts only with --on-nan skip"),
         (args.on_nan == "skip" and args.vq_norm == "BN", "--on-nan skip cannot work with --vq-norm BN: its averages have seen the bad batch"),
+        (args.batch_size % args.grad_accum != 0,
+         f"--grad-accum {args.grad_accum} does not divide --batch-size {args.batch_size}: the parts must be equal"),
+        (args.grad_accum > 1 and args.vq_norm == "BN", "--grad-accum cannot work with --vq-norm BN: each part would be normalised by itself"),
+        (args.float64 and (args.amp != "off" or args.tf32), "--float64 contradicts --amp and --tf32: give one of them"),
+        (args.device in ("cpu", "mps") and args.tf32, f"--tf32 acts only on CUDA, not with --device {args.device}"),
+        (args.device in ("cpu", "mps") and args.data_device != "auto", f"--data-device acts only on CUDA, not with --device {args.device}"),
         (args.loss_vel == 0 and args.vel_slice != "positions", "--vel-slice acts only with a --loss-vel over 0"),
         (not args.exp_name or "/" in args.exp_name or args.exp_name in (".", ".."), f"--exp-name {args.exp_name!r} is not a folder name"),
         (args.resume and args.resume_pth, "--resume auto and --resume-pth both name a start: give one of them"),

@@ -14,8 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from models.vqvae import HumanVQVAE
 from tests.helpers import SMALL_NET, make_dataset, small_args
 from tests.test_evaluator_wrapper import make_extractors
-from train_vq import learning_rate, main
+from train_vq import main
 from utils.checkpoint import load_checkpoint
+from utils.training import Objective, learning_rate
 
 ROOT = Path(__file__).parent.parent
 
@@ -114,7 +115,7 @@ def test_a_resumed_run_is_bit_identical(data_root, tmp_path, quantizer, at, monk
     flags = ("--quantizer", quantizer, "--lr-scheduler", "6", "--eval-iter", "4", "--nb-code", "64")
     assert main(small_args(data_root, tmp_path / "whole", *flags)) == 0
     import train_vq
-    real = train_vq.losses
+    real = train_vq.train_step
     count = [0]
 
     def stop_at(*args):
@@ -123,7 +124,7 @@ def test_a_resumed_run_is_bit_identical(data_root, tmp_path, quantizer, at, monk
             os.kill(os.getpid(), signal.SIGUSR1)
         return real(*args)
 
-    monkeypatch.setattr(train_vq, "losses", stop_at)
+    monkeypatch.setattr(train_vq, "train_step", stop_at)
     assert main(small_args(data_root, tmp_path / "parts", *flags)) == 128 + signal.SIGUSR1
     monkeypatch.undo()
     monkeypatch.setenv("TZ", "Pacific/Auckland")  # the clock may be anything: what counts is the recorded iteration
@@ -249,15 +250,14 @@ def poison(monkeypatch, step):
 
 def poison_loss(monkeypatch, step):
     """Make the loss of one step infinite while its latents are sound."""
-    import train_vq
-    real, count = train_vq.losses, [0]
+    real, count = Objective.forward, [0]
 
     def poisoned(*args):
         count[0] += 1
-        values = real(*args)
-        return {**values, "total": values["total"] * float("inf")} if count[0] == step else values
+        values, rows, idx = real(*args)
+        return (torch.cat([values[:-1], values[-1:] + float("inf")]) if count[0] == step else values), rows, idx
 
-    monkeypatch.setattr(train_vq, "losses", poisoned)
+    monkeypatch.setattr(Objective, "forward", poisoned)
 
 
 @pytest.mark.parametrize(("quantizer", "poison"), [("ema_reset", poison), ("orig", poison), ("ema_reset", poison_loss), ("reset", poison_loss)])

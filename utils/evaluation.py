@@ -110,7 +110,7 @@ def forward_clips(net, clips, index, starts, lengths, device):
     frames = np.zeros((len(index), lengths.max(), clips.frames.shape[1]), np.float32)
     for row, start, length in zip(frames, starts, lengths):
         row[:length] = clips.frames[start:start + length]
-    x = torch.from_numpy(frames).to(device)
+    x = torch.from_numpy(frames).to(device, next(net.parameters()).dtype)
     valid = torch.arange(x.shape[1], device=device) < torch.as_tensor(lengths, device=device)[:, None]
     with _ends_at(net, valid):
         codes = net.encode(x)
@@ -160,7 +160,7 @@ def evaluate_clips(net, clips, spec, mean, std, device=None, full=False, loss="l
         raise UserError(f"{getattr(clips, 'split', 'the split')}: no clip to evaluate ({reasons}); expected clips of "
                         f"{spec.min_eval_frames if min_frames is None else min_frames} frames or more and fewer than {max_frames}")
     device = device or next(net.parameters()).device
-    mean_t, std_t = (torch.as_tensor(np.asarray(a), dtype=torch.float32, device=device) for a in (mean, std))
+    mean_t, std_t = (torch.as_tensor(np.asarray(a), dtype=next(net.parameters()).dtype, device=device) for a in (mean, std))
     scale = mm_per_unit(mean)
     columns = _columns(spec, full)
     table = torch.zeros(len(index), sum(columns.values()), dtype=torch.float64)  # a row per clip: sums over its frames

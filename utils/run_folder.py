@@ -17,7 +17,7 @@ from utils.errors import UserError
 RUN_FILES = re.compile(r"(net|state)_\w+\.pth|args\.json|run\.log|hashes\.json|events\.out\.tfevents\..*|eval_\w+\.json|vis_.*")
 # flags that may differ between a run and its resumption: they do not change what is computed
 FREE_FLAGS = {"data_root", "meta_dir", "no_cache", "out_dir", "exp_name", "eval_iter", "save_iter", "resume", "resume_pth", "overwrite",
-              "force", "on_nan", "nan_limit", "total_iter", "evaluator_dir", "glove_dir"}
+              "force", "on_nan", "nan_limit", "total_iter", "evaluator_dir", "glove_dir", "data_device"}
 HISTORY = "events.out.tfevents.0.history"  # sorts before every later file of events
 
 
@@ -94,12 +94,12 @@ class _TqdmHandler(logging.StreamHandler):
 
 
 def open_log(path):
-    """Logger that writes to the terminal and to PATH/run.log."""
+    """Logger that writes to the terminal and to PATH/run.log; with path None it is silent."""
     log = logging.getLogger("train_vq")
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.INFO if path else logging.CRITICAL + 1)
     log.propagate = False
     close_log(log)
-    for handler in (_TqdmHandler(), logging.FileHandler(os.path.join(path, "run.log"), encoding="utf-8")):
+    for handler in (_TqdmHandler(), logging.FileHandler(os.path.join(path, "run.log"), encoding="utf-8")) if path else ():
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(handler)
     return log
