@@ -160,7 +160,8 @@ class HumanVQVAE(nn.Module):
         if not finite.all():
             raise UserError(f"{name} is NaN or Inf, first in frame {np.argwhere(~finite)[0, -1]}; expected finite numbers")
         features = features[..., :features.shape[-2] // unit * unit, :]
-        return torch.from_numpy((features - np.asarray(self.mean)) / np.asarray(self.std)).to(like)   # float64, rounded once, as in training
+        normalised = (features - np.asarray(self.mean)) / np.asarray(self.std)         # in float64, rounded once, as in training
+        return torch.from_numpy(normalised.astype(np.float32)).to(like)
 
     def to_joints(self, normalised):
         """Normalised features (…, T, D) → joint positions (…, T, J, 3), on the net's device."""
