@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from utils.errors import UserError
+from utils.motion_process import describe_statistics as describe_statistics
 from utils.motion_spec import SPECS
 
 NAMED = 10      # offenders named in one message; the rest are counted
@@ -78,14 +79,6 @@ def _read_statistic(path, spec):
     if not np.isfinite(array).all():
         raise UserError(f"{path}: entry {int(np.argmin(np.isfinite(array)))} is not finite; expected {spec.width} finite numbers")
     return array.astype(np.float64)
-
-
-def describe_statistics(std):
-    """Which of the two published kinds a std is: the evaluator's has root and contact entries 25 times smaller.
-
-    The contacts' entry tells: a share of contact frames has a std of about 0.3 to 0.5, and a 25th of it in the evaluator's file.
-    """
-    return "evaluator" if std[-4:].max() < 0.06 else "data set"
 
 
 def _looks_like(shape):

@@ -74,7 +74,7 @@ def can_mix(net):
 
 
 @contextmanager
-def _ends_at(net, valid):
+def ends_at(net, valid):
     """Every convolution sees zeros beyond the end of a clip, as if it were alone: valid (N, T) bool, true up to each clip's length.
 
     What a bias writes beyond the end is put back to zero before each kernel that would carry it inside.
@@ -112,7 +112,7 @@ def forward_clips(net, clips, index, starts, lengths, device):
         row[:length] = clips.frames[start:start + length]
     x = torch.from_numpy(frames).to(device, next(net.parameters()).dtype)
     valid = torch.arange(x.shape[1], device=device) < torch.as_tensor(lengths, device=device)[:, None]
-    with _ends_at(net, valid):
+    with ends_at(net, valid):
         codes = net.encode(x)
         out = torch.where(valid[..., None], net.forward_decoder(codes), 0.0)
     for values, what in ((x, "the clip"), (out, "its reconstruction")):

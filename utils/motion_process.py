@@ -164,6 +164,14 @@ def group_statistics(clips, spec):
     return mean.astype(np.float32), std.astype(np.float32)
 
 
+def describe_statistics(std):
+    """Which of the two published kinds a std is: the evaluator's has root and contact entries 25 times smaller.
+
+    The contacts' entry tells: a share of contact frames has a std of about 0.3 to 0.5, and a 25th of it in the evaluator's file.
+    """
+    return "evaluator" if std[-4:].max() < 0.06 else "data set"
+
+
 # features to joints
 
 
