@@ -31,6 +31,7 @@ from dataset.prepare.demo_set import ensure_demo
 from models.evaluator_wrapper import find_missing, load_extractors
 from models.vqvae import HumanVQVAE, load_net
 from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.dashboard import Dashboard
 from utils.device import pick_device
 from utils.errors import UserError, exit_cleanly
 from utils.evaluation import evaluate_clips, select_clips
@@ -82,7 +83,7 @@ def validate(net, val, mean, std, step, args):
     if val.extractors:
         draws = [draw(val.captioned, np.random.default_rng([args.seed, step]))]
         result.update(evaluate_text(net, val.clips, val.captioned, draws, val.extractors, mean, std, args.seed))
-    return {name: float(value) for name, value in result.items() if isinstance(value, (int, float))}
+    return {name: float(value) if isinstance(value, (int, float)) else value for name, value in result.items()}
 
 
 def load_validation(args, root, spec, mean, std, log):
@@ -184,6 +185,7 @@ def train(args, path, log):
 
     write_args(path, args)
     events = Events(path, log, (state or args.resume) and (lambda tag, at: at <= (step if tag.startswith("./Warmup") else step - warm_up)))
+    board = Dashboard(events, net, val, args.nb_vis, state.get("usage", ()) if state else ())
     log.info(f"{args.dataname}: {len(feed)} training clips, {clips.offsets[-1]} frames, from {root}"
              + (f"; {feed.too_short} clips are shorter than a window of {args.window_size}" if feed.too_short else "")
              + (f"; {len(clips.bad)} bad clips left out" if clips.bad else ""))
@@ -195,7 +197,7 @@ def train(args, path, log):
 
     def whole_state():
         return dict(checkpoint(), optimizer=optimizer.state_dict(), totals=totals, skipped=skipped, rng=torch.get_rng_state(),
-                    rng_cuda=torch.cuda.get_rng_state() if device.type == "cuda" else None, content=clips.content)
+                    rng_cuda=torch.cuda.get_rng_state() if device.type == "cuda" else None, content=clips.content, usage=board.usage)
 
     def checkpoint():
         return dict(net=net.state_dict(), args=vars(args), iter=step,
@@ -286,7 +288,9 @@ def train(args, path, log):
             if evaluates:
                 if val is not None:
                     result = validate(net, val, mean, std, step, args)
-                    events.scalars(iteration, {f"./Test/{TEST_TAGS.get(name, name)}": value for name, value in result.items()})
+                    events.scalars(iteration, {f"./Test/{TEST_TAGS.get(name, name)}": value for name, value in result.items()
+                                               if isinstance(value, float) and name not in ("clips", "frames")})
+                    board.evaluation(result, iteration)
                     log.info(f"val after {iteration}: recons {result['recons']:.5f}, MPJPE {result['mpjpe']:.2f} mm root-aligned, "
                              f"{result['mpjpe_global']:.1f} mm global, codes used {result['codes_used']:.0f}, perplexity {result['perplexity']:.1f}"
                              + (f", FID {result['fid']:.4f}, top 1 {result['top1']:.3f}" if "fid" in result else ""))
@@ -303,6 +307,8 @@ def train(args, path, log):
             step = last_good
         if step != saved and not (last_good is not None and args.vq_norm == "BN"):  # batch norm's averages have seen the bad batch
             save_state()
+        if step == last and last_good is None:
+            board.finish(args, path, log)
     finally:
         bar.close()
         events.close()

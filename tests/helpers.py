@@ -41,7 +41,7 @@ def make_dataset(root, dataname="t2m", lengths=(80, 100, 64, 70, 30, 90, 66, 75)
 
 
 def small_args(root, out, *flags):
-    """Arguments of a small, quick run on `root` into `out`."""
+    """Arguments of a small, quick run on `root` into `out`, without pictures."""
     return get_args_parser([*SMALL_NET, "--data-root", str(root), "--out-dir", str(out), "--exp-name", "run", "--batch-size", "4",
                             "--window-size", "32", "--total-iter", "12", "--warm-up-iter", "4", "--print-iter", "5", "--eval-iter", "6",
-                            "--save-iter", "5", *flags])
+                            "--save-iter", "5", "--nb-vis", "0", *flags])
