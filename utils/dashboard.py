@@ -53,7 +53,7 @@ class Dashboard:
         self.events, self.net, self.usage, self.originals = events, net, list(usage), None
         self.clips = pick_clips(val.clips, net.spec, count, max(UNIT_LENGTH, 2 ** net.down_t)) if val and count else None
         text = bool(val and val.extractors)
-        self.metrics = [f"./Test/{name}" for name in FINAL + FINAL_TEXT * text] if val else []
+        self.metrics = [f"./Test/{name}" for name in FINAL + (FINAL_TEXT if text else ())] if val else []
         layout = {group: {chart: ["Multiline", tags] for chart, tags in charts.items()}
                   for group, charts in {**LAYOUT, **(LAYOUT_TEXT if text else {})}.items()}
         events.draw(lambda writer: writer.add_custom_scalars(layout))
@@ -89,9 +89,10 @@ class Dashboard:
     def _draw_clips(self, writer, iteration):
         spec, names = self.net.spec, self.clips.names
         if self.originals is None:
-            self.originals = self._joints(np.split(self.clips.frames, self.clips.offsets[1:-1]))
-            for i, (name, joints) in enumerate(zip(names, self.originals)):
+            originals = self._joints(np.split(self.clips.frames, self.clips.offsets[1:-1]))
+            for i, (name, joints) in enumerate(zip(names, originals)):
                 add_gif(writer, f"./Vis/org_eval{i}", gif_bytes(joints, spec, title=name), iteration)
+            self.originals = originals   # once they are all there: if one fails, they are due again
         features, codes = reconstruct_clips(self.net, self.clips)
         for i, (joints, original) in enumerate(zip(self._joints(features), self.originals)):
             error = frame_error(joints, original)[0].mean() * unit_in_metres(original, spec)

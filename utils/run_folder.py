@@ -159,17 +159,14 @@ def _cut_history(path, keeps):
     The flags and final metrics go: they are written at the end, and of several TensorBoard shows the first.
     """
     old = sorted(name for name in os.listdir(path) if name.startswith("events.out.tfevents."))
-    kept = []
-    for name in old:
-        for record in RawEventFileLoader(os.path.join(path, name)).Load():
-            event = Event.FromString(record)
-            if all(keeps(value.tag, event.step) and not value.tag.startswith("_hparams_/") for value in event.summary.value):
-                kept.append(record)
 
     def write(file):
         writer = RecordWriter(file)
-        for record in kept:
-            writer.write(record)
+        for name in old:
+            for record in RawEventFileLoader(os.path.join(path, name)).Load():
+                event = Event.FromString(record)
+                if all(keeps(value.tag, event.step) and not value.tag.startswith("_hparams_/") for value in event.summary.value):
+                    writer.write(record)
         writer.flush()
 
     write_atomically(os.path.join(path, HISTORY), write)
