@@ -81,7 +81,7 @@ def evaluate(path, args, device, extractors_of):
     batch_frames = args.batch_size * 128
     result = evaluate_clips(net, clips, spec, net.mean, net.std, device, full=True, loss=saved.get("recons_loss", "l1_smooth"),
                             batch_frames=batch_frames)
-    joints, per_clip, skipped = result.pop("joints"), result.pop("per_clip"), result.pop("skipped")
+    joints, per_clip, skipped, _ = (result.pop(name) for name in ("joints", "per_clip", "skipped", "counts"))
     if clips.bad:
         skipped["cannot be used"] = clips.bad
     extractors, missing = extractors_of(spec)

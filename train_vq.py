@@ -32,6 +32,7 @@ from dataset.prepare.demo_set import ensure_demo
 from models.evaluator_wrapper import find_missing, load_extractors
 from models.vqvae import HumanVQVAE, load_net
 from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.dashboard import Dashboard
 from utils.device import can_compile, pick_device, set_precision
 from utils.distributed import all_reduce, equal_everywhere, from_rank_zero, largest, rank_and_world, rank_zero_first, start_ranks
 from utils.errors import UserError, exit_cleanly
@@ -67,7 +68,7 @@ def validate(net, val, mean, std, step, args):
     if val.extractors:
         draws = [draw(val.captioned, np.random.default_rng([args.seed, step]))]
         result.update(evaluate_text(net, val.clips, val.captioned, draws, val.extractors, mean, std, args.seed))
-    return {name: float(value) for name, value in result.items() if isinstance(value, (int, float))}
+    return {name: float(value) if isinstance(value, (int, float)) else value for name, value in result.items()}
 
 
 def load_validation(args, root, spec, mean, std, log):
@@ -189,7 +190,8 @@ def train(args, path, log):
 
     if lead:
         write_args(path, args)
-        events = Events(path, log, (state or args.resume) and (lambda tag, at: at <= (step if tag.startswith("./Warmup") else step - warm_up)))
+    events = Events(path, log, (state or args.resume) and (lambda tag, at: at <= (step if tag.startswith("./Warmup") else step - warm_up)))
+    board = Dashboard(events, net, val, args.nb_vis, state.get("usage", ()) if state else ())
     log.info(f"{args.dataname}: {len(feed)} training clips, {clips.offsets[-1]} frames, from {root}"
              + (f"; {feed.too_short} clips are shorter than a window of {args.window_size}" if feed.too_short else "")
              + (f"; {len(clips.bad)} bad clips left out" if clips.bad else ""))
@@ -200,7 +202,7 @@ def train(args, path, log):
         log.info(f"weights from {args.resume_pth}; the optimizer and the schedule start anew")
 
     def whole_state():
-        return dict(checkpoint(), optimizer=optimizer.state_dict(), scaler=scaler.state_dict(), totals=totals, skipped=skipped,
+        return dict(checkpoint(), optimizer=optimizer.state_dict(), scaler=scaler.state_dict(), totals=totals, skipped=skipped, usage=board.usage,
                     rng=torch.get_rng_state(), rng_cuda=torch.cuda.get_rng_state() if device.type == "cuda" else None, content=clips.content)
 
     def checkpoint():
@@ -280,9 +282,8 @@ def train(args, path, log):
                 means = dict(zip(MEANS, (totals["sums"] / totals["sums"][-1]).tolist()))
                 use = totals["used"].sum().item() / args.nb_code
                 rate = args.batch_size * (step - since_step) / (time.monotonic() - since)
-                if lead:
-                    events.scalars(iteration, {f"./{phase}/{tag}": value for tag, value in
-                                               {**means, "LR": lr, "Codebook_use": use, "Windows_per_s": rate}.items()})
+                events.scalars(iteration, {f"./{phase}/{tag}": value for tag, value in
+                                           {**means, "LR": lr, "Codebook_use": use, "Windows_per_s": rate}.items()})
                 log.info(f"{phase} iter {iteration}: lr {lr:.6f} recons {means['L1']:.5f} vel {means['Vel']:.5f} commit {means['Commit']:.5f} "
                          f"ppl {means['PPL']:.2f} codes used {use:.0%} grad {means['Grad_norm']:.3f} | {rate:.0f} windows/s")
                 bar.set_postfix(loss=f"{means['L1']:.4f}", ppl=f"{means['PPL']:.1f}", clips_s=f"{rate:.0f}", refresh=False)
@@ -299,8 +300,9 @@ def train(args, path, log):
             if evaluates:
                 if val is not None:
                     result = validate(net, val, mean, std, step, args)
-                    if lead:
-                        events.scalars(iteration, {f"./Test/{TEST_TAGS.get(name, name)}": value for name, value in result.items()})
+                    events.scalars(iteration, {f"./Test/{TEST_TAGS.get(name, name)}": value for name, value in result.items()
+                                               if isinstance(value, float) and name not in ("clips", "frames")})
+                    board.evaluation(result, iteration)
                     log.info(f"val after {iteration}: recons {result['recons']:.5f}, MPJPE {result['mpjpe']:.2f} mm root-aligned, "
                              f"{result['mpjpe_global']:.1f} mm global, codes used {result['codes_used']:.0f}, perplexity {result['perplexity']:.1f}"
                              + (f", FID {result['fid']:.4f}, top 1 {result['top1']:.3f}" if "fid" in result else ""))
@@ -309,8 +311,7 @@ def train(args, path, log):
                             best[name] = value
                             save(f"net_best_{name}.pth", checkpoint())
                 save("net_last.pth", checkpoint())
-                if lead:
-                    events.flush()
+                events.flush()
             if saves:
                 save("state_last.pth", whole_state(), keep_previous="state_prev.pth")
                 saved = step
@@ -319,10 +320,11 @@ def train(args, path, log):
             step = last_good
         if step != saved and not diverged and not (last_good is not None and args.vq_norm == "BN"):  # batch norm's averages have seen the bad batch
             save("state_last.pth", whole_state(), keep_previous="state_prev.pth")
+        if step == last and last_good is None and not diverged:
+            board.finish(args, path, log)
     finally:
         bar.close()
-        if lead:
-            events.close()
+        events.close()
         for number, handler in handlers.items():
             signal.signal(number, handler)
     if diverged:

@@ -134,6 +134,8 @@ def add_training_flags(parser):
     group.add_argument("--print-iter", type=COUNT, default=200, help="iterations between log lines")
     group.add_argument("--eval-iter", type=COUNT, default=1000, help="iterations between validations, each with a net_last.pth")
     group.add_argument("--save-iter", type=COUNT, default=1000, help="iterations between saved states, from which a run resumes exactly")
+    group.add_argument("--nb-vis", type=_number(int, 0), default=2,
+                       help="validation clips drawn at each validation and, as vis_*.gif in the run folder, at the end; 0: no pictures")
     group.add_argument("--resume", choices=("auto",), default=None, help="go on with the run in the run folder, or start it if there is none")
     group.add_argument("--resume-pth", metavar="FILE", default=None,
                        help="a state_*.pth resumes exactly; any other checkpoint, upstream's too, gives the weights to start from")

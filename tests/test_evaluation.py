@@ -88,6 +88,7 @@ def test_metrics_equal_a_plain_loop_over_clips():
     names = ("recons", "mpjpe", "mpjpe_global", "velocity_error", "acceleration_error", "jerk")
     np.testing.assert_allclose([result[name] for name in names], sums / frames, rtol=1e-3)
     assert result["codes_used"] == len(set(used)) and result["dead_codes"] == 16 - len(set(used))
+    assert result["counts"] == np.bincount(used, minlength=16).tolist()
     p = np.bincount(used)[np.bincount(used) > 0] / len(used)
     assert result["perplexity"] == pytest.approx(np.exp(-(p * np.log(p)).sum()))
     assert result["bits_per_second"] == 20 / 4 * 4

@@ -150,7 +150,8 @@ def evaluate_clips(net, clips, spec, mean, std, device=None, full=False, loss="l
     net: HumanVQVAE. clips: as `load_split` returns, normalised with mean and std ((D,) float64). loss: l1 | l2 | l1_smooth, over the
     normalised features. full: the whole set of docs/evaluation.md, not only recons, mpjpe, mpjpe_global (mm), codes_used, perplexity.
     rank, world_size: this process takes every world_size-th batch; `reduce(tensor)` adds a float64 CPU tensor up over the ranks, in place.
-    Also holds `skipped` {reason: clip names}, `joints` {joint: (root-aligned, global) mm} and `per_clip` {clip: {metric: value}}.
+    Also holds `skipped` {reason: clip names}, `counts` [K numbers] how often each code is used, `joints` {joint: (root-aligned, global) mm}
+    and `per_clip` {clip: {metric: value}}.
     Raises UserError when no clip can be taken, or a clip or its reconstruction is not finite.
     """
     unit = max(UNIT_LENGTH, 2 ** net.down_t)
@@ -182,7 +183,8 @@ def evaluate_clips(net, clips, spec, mean, std, device=None, full=False, loss="l
     blocks = dict(zip(columns, (block.numpy() for block in table.split(list(columns.values()), 1))))
     names = [clips.names[i] for i in index]
     return {**_finalise(blocks, lengths, spec, full, net.nb_code, counts.numpy(), unit=2 ** net.down_t),
-            "skipped": skipped, "joints": _per_joint(blocks, lengths, spec), "per_clip": _per_clip(blocks, lengths, names)}
+            "skipped": skipped, "counts": counts.long().tolist(),
+            "joints": _per_joint(blocks, lengths, spec), "per_clip": _per_clip(blocks, lengths, names)}
 
 
 def _columns(spec, full):
