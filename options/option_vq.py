@@ -187,6 +187,26 @@ def eval_args(argv=None):
     return args
 
 
+def bench_args(argv=None):
+    """Parse the flags of `bench.py`; exits with code 2 and one line for what cannot work."""
+    parser = _Parser(prog="bench.py", description="How near training comes to what this machine can do.")
+    add_device_flags(parser)
+    group = parser.add_argument_group("what is measured")
+    group.add_argument("--batch-sizes", type=COUNT, nargs="+", default=[64, 256], metavar="N", help="windows a step; parts and feed take the first")
+    group.add_argument("--amps", choices=("off", "bf16", "fp16"), nargs="+", default=["off", "bf16"], help="precisions; off always comes first")
+    group.add_argument("--rounds", type=COUNT, default=5, help="measurements of each number, after one of warm-up")
+    group.add_argument("--clips", type=_number(int, 32), default=400, help="of the made data that feed, start-up and evaluation are measured on")
+    group = parser.add_argument_group("output")
+    group.add_argument("--json", metavar="FILE", default=None, help="also write the numbers here")
+    group.add_argument("--compare", nargs=2, metavar="FILE", default=None, help="print two saved files side by side, and measure nothing")
+    add_model_flags(parser)
+    add_training_flags(parser)
+    parser.set_defaults(dataname="t2m")
+    args = parser.parse_args(argv)
+    args.amps = list(dict.fromkeys(["off", *args.amps]))
+    return args
+
+
 def find_problem(args):
     """The first combination of training flags that cannot work, as one line; None when all can."""
     unit = RATIO ** args.down_t
