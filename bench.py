@@ -20,6 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -102,7 +103,7 @@ def measure_steps(args, device, clock):
         functions = {}
         for amp, run in runs.items():
             functions[f"product {amp}"], product_operations = matrix_product(device, AMP[amp] or torch.float32)
-            functions[f"step {amp}"] = lambda run=run: run.step(x)
+            functions[f"step {amp}"] = partial(run.step, x)
         seconds = clock.in_turn(args.rounds, **functions)
         for amp in runs:
             step, product = seconds[f"step {amp}"], seconds[f"product {amp}"]
