@@ -1,10 +1,14 @@
 """Training windows: which ones make up batch k is a pure function of (seed, k), and a batch is one vectorised gather."""
 import itertools
+import mmap
+import os
 
 import numpy as np
 import torch
 
 from utils.errors import UserError
+
+LARGE = 0.5  # of the machine's memory: a mapped file beyond it cannot be counted on to stay there
 
 
 class WindowFeed:
@@ -34,6 +38,8 @@ class WindowFeed:
                                                         (frames.strides[0], frames.itemsize), writeable=False)
         self._shape = (window, width)
         self._epoch = (-1, None, None)
+        mapped = isinstance(clips.frames.base, mmap.mmap) and hasattr(mmap, "MADV_WILLNEED")
+        self._from_disk = mapped and clips.frames.nbytes > LARGE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
     def __len__(self):
         """Clips in an epoch."""
@@ -63,7 +69,17 @@ class WindowFeed:
     def batch(self, k, rank=0, world_size=1):
         """Batch k (its slice for `rank`) as a new (B, window, D) float32 tensor."""
         starts = self.select(k, rank, world_size)[1]
+        if self._from_disk:
+            self._ask_for(starts)
         return torch.from_numpy(self._windows[starts].reshape(len(starts), *self._shape))
+
+    def _ask_for(self, starts):
+        """Have the system fetch the windows from disk all at once; left to itself it fetches one after the other, and much around each."""
+        frames = self.clips.frames
+        row, before = frames.strides[0], frames.offset % mmap.ALLOCATIONGRANULARITY
+        for first in (before + starts * row).tolist():
+            page = first // mmap.PAGESIZE * mmap.PAGESIZE
+            frames.base.madvise(mmap.MADV_WILLNEED, page, first + self.window * row - page)
 
     def on_device(self, first, device, where="auto", rank=0, world_size=1, parts=1):
         """Endless: this rank's slice of batch `first`, `first` + 1, … as `parts` equal tensors (B / parts, window, D) on the device.

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from dataset import dataset_VQ
 from dataset.dataset_VQ import WindowFeed
 from utils.errors import UserError
 
@@ -58,6 +59,19 @@ def test_ranks_share_out_the_same_batch(ranks):
     feed = WindowFeed(make_clips(LENGTHS), 8, 10)
     parts = [feed.batch(3, rank, ranks) for rank in range(ranks)]
     assert (np.concatenate(parts) == feed.batch(3).numpy()).all()
+
+
+def test_windows_asked_for_from_disk_are_those_in_memory(tmp_path, monkeypatch):
+    clips = make_clips([9 + i % 50 for i in range(500)])
+    np.save(tmp_path / "frames.npy", clips.frames)
+    mapped = SimpleNamespace(**{**vars(clips), "frames": np.load(tmp_path / "frames.npy", mmap_mode="r")})
+    in_memory = WindowFeed(clips, 8, 64)
+    assert not WindowFeed(mapped, 8, 64)._from_disk  # so small a file stays in memory
+    monkeypatch.setattr(dataset_VQ, "LARGE", 0)
+    from_disk = WindowFeed(mapped, 8, 64)
+    assert from_disk._from_disk
+    for k in range(20):
+        assert (from_disk.batch(k) == in_memory.batch(k)).all()
 
 
 def test_too_short_clips_are_refused_by_name_of_the_flag():
