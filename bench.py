@@ -3,6 +3,7 @@
     python bench.py                              # the published network; a few minutes on two cores
     python bench.py --json before.json           # the same numbers, kept
     python bench.py --compare before.json after.json
+    python bench.py --only data --clips 100000 --frames 64 80    # start-up, feed and memory of a large set (docs/scale.md)
 
 Ratios and shares first, times second: every ratio is taken within one run, the two sides in turn, and the median of several rounds is shown, as
 machines are noisy. A share is the step's own floating-point operations, over its time, over the rate of a large matrix product measured beside it.
@@ -12,6 +13,7 @@ from options.option_vq import bench_args
 if __name__ == "__main__":  # before the slow imports: --help and refusals are instant
     ARGS = bench_args()
 
+import collections
 import json
 import os
 import platform
@@ -39,21 +41,20 @@ from utils.losses import ReConsLoss
 from utils.motion_spec import get_spec
 from utils.training import AMP, build_objective, train_step
 
-CLIPS, FRAMES = 400, (40, 200)  # of the made data that feed, start-up and evaluation are measured on
-
 
 class Clock:
-    """Times calls: the clock waits for the device on both sides of a call."""
+    """Times calls: the clock waits for the device on both sides of a call. `cpu_time` counts processor seconds, of all threads together."""
 
-    def __init__(self, device):
+    def __init__(self, device, cpu_time=False):
         self.wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.type, lambda: None)
+        self.now = time.process_time if cpu_time else time.perf_counter
 
     def __call__(self, function, *args):
         self.wait()
-        begin = time.perf_counter()
+        begin = self.now()
         result = function(*args)
         self.wait()
-        return time.perf_counter() - begin, result
+        return self.now() - begin, result
 
     def in_turn(self, rounds, **functions):
         """Seconds of each function, called in turn after one round of warm-up: {name: (rounds,) list}."""
@@ -167,7 +168,7 @@ def outside_convolutions(run, x):
     return 1 - convolutions / sum(times.values())
 
 
-def make_folder(root, spec, clips, frames=FRAMES, seed=0):
+def make_folder(root, spec, clips, frames, seed=0):
     """A data folder of random clips of `frames` (shortest, longest) frames."""
     rng = np.random.default_rng(seed)
     (root / "new_joint_vecs").mkdir(parents=True)
@@ -175,30 +176,48 @@ def make_folder(root, spec, clips, frames=FRAMES, seed=0):
     pool = rng.standard_normal((frames[1] + 1000, spec.width), dtype=np.float32)
     for name in names:
         start = rng.integers(1000)
-        np.save(root / "new_joint_vecs" / f"{name}.npy", pool[start:start + rng.integers(*frames)])
-    for split in ("train", "val", "test", "all"):
-        (root / f"{split}.txt").write_text("\n".join(names))
+        np.save(root / "new_joint_vecs" / f"{name}.npy", pool[start:start + rng.integers(*frames, endpoint=True)])
+    (root / "train.txt").write_text("\n".join(names))
     return root
 
 
+def made_data(args, folder):
+    """What `load_split` takes, for --clips random clips in a temporary folder."""
+    spec = get_spec(args.dataname)
+    return make_folder(Path(folder) / "data", spec, args.clips, args.frames), "train", spec, np.zeros(spec.width), np.ones(spec.width)
+
+
 def measure_data(args, device, clock):
-    """Start-up with and without the packed cache, the feed against a copy of as many bytes, evaluation against the bare network."""
-    spec, mean, std = get_spec(args.dataname), np.zeros(get_spec(args.dataname).width), np.ones(get_spec(args.dataname).width)
+    """Start-up with and without the packed cache, the feed against a copy of as many bytes, and what stays in memory."""
     with tempfile.TemporaryDirectory() as folder:
-        root = make_folder(Path(folder) / "data", spec, args.clips)
-        cold, clips = clock(load_split, root, "train", spec, mean, std)
-        cached, clips = clock(load_split, root, "train", spec, mean, std)
+        data = made_data(args, folder)
+        cold, clips = clock(load_split, *data)
+        del clips
+        cached, clips = clock(load_split, *data)
         feed = WindowFeed(clips, args.window_size, args.batch_sizes[0], seed=1)
+        epoch = -(-len(feed) // feed.batch_size)
+        first_epoch, _ = clock(lambda: collections.deque(map(feed.batch, range(epoch)), 0))
         batch = feed.batch(0)
-        copies, number = torch.empty_like(batch), iter(range(1, 1 << 30))
+        copies, number = torch.empty_like(batch), iter(range(epoch, 1 << 30))
         seconds = clock.in_turn(20 * args.rounds, feed=lambda: feed.batch(next(number)), copy=lambda: copies.copy_(batch))
-        run = training(args, device, "off")
-        seconds_eval = clock.in_turn(1, evaluation=lambda: evaluate_clips(run.net, clips, spec, mean, std, device, full=True),
-                                     reconstruction=lambda: reconstruct_clips(run.net, clips, device))
+        memory = resident()
     return dict(start_cached_over_cold=cached / cold, feed_over_copy=ratio(seconds["copy"], seconds["feed"]),
                 start_cold_s=cold, start_cached_s=cached, clips=args.clips,
-                feed_windows_per_s=args.batch_sizes[0] / statistics.median(seconds["feed"]),
-                evaluation_clips_per_s=args.clips / seconds_eval["evaluation"][0])
+                feed_first_epoch_windows_per_s=epoch * feed.batch_size / first_epoch,
+                feed_windows_per_s=args.batch_sizes[0] / statistics.median(seconds["feed"]), **memory)
+
+
+def measure_evaluation(args, device, clock):
+    """Evaluation, and the bare network's share of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        _, _, spec, mean, std = data = made_data(args, folder)
+        run, clips = training(args, device, "off"), load_split(*data, cache=False)
+        seconds = clock.in_turn(1, evaluation=lambda: evaluate_clips(run.net, clips, spec, mean, std, device, full=True),
+                                reconstruction=lambda: reconstruct_clips(run.net, clips, device))
+    return dict(reconstruction_share=ratio(seconds["reconstruction"], seconds["evaluation"]), clips_per_s=args.clips / seconds["evaluation"][0])
+
+
+MEASURES = {"step": measure_steps, "parts": measure_parts, "data": measure_data, "evaluation": measure_evaluation}
 
 
 def machine(device):
@@ -215,6 +234,14 @@ def peak_memory(device):
         return torch.cuda.max_memory_allocated(device) / 2 ** 30
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2 ** 30
+
+
+def resident():
+    """GiB this process holds now, on Linux: memory of its own, and pages of mapped files, which the system takes back when it needs room."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    names = {"RssAnon:": "own_memory_GiB", "RssFile:": "mapped_pages_GiB"}
+    return {names[line.split()[0]]: int(line.split()[1]) / 2 ** 20 for line in lines if line.startswith(tuple(names))}
 
 
 def flatten(results, prefix=""):
@@ -260,10 +287,10 @@ def main(args):
         return compare(args.compare)
     device = pick_device(args.device)
     set_precision(args, device)
-    clock, results = Clock(device), machine(device)
+    clock, results = Clock(device, args.cpu_time), machine(device)
     print(f"{results['device']}, torch {results['torch']}")
-    for name, measure in (("step", measure_steps), ("parts", measure_parts), ("data", measure_data)):
-        results[name] = measure(args, device, clock)
+    for name in args.only:
+        results[name] = MEASURES[name](args, device, clock)
     results["peak memory, GiB"] = peak_memory(device)
     show(flatten(results))
     if args.json:

@@ -195,7 +195,11 @@ def bench_args(argv=None):
     group.add_argument("--batch-sizes", type=COUNT, nargs="+", default=[64, 256], metavar="N", help="windows a step; parts and feed take the first")
     group.add_argument("--amps", choices=("off", "bf16", "fp16"), nargs="+", default=["off", "bf16"], help="precisions; off always comes first")
     group.add_argument("--rounds", type=COUNT, default=5, help="measurements of each number, after one of warm-up")
+    group.add_argument("--only", choices=("step", "parts", "data", "evaluation"), nargs="+", default=["step", "parts", "data", "evaluation"],
+                       help="what to measure")
+    group.add_argument("--cpu-time", action="store_true", help="processor seconds instead of seconds, for a busy machine; with OMP_NUM_THREADS=1")
     group.add_argument("--clips", type=_number(int, 32), default=400, help="of the made data that feed, start-up and evaluation are measured on")
+    group.add_argument("--frames", type=COUNT, nargs=2, default=[40, 200], metavar="N", help="of its shortest and longest clip")
     group = parser.add_argument_group("output")
     group.add_argument("--json", metavar="FILE", default=None, help="also write the numbers here")
     group.add_argument("--compare", nargs=2, metavar="FILE", default=None, help="print two saved files side by side, and measure nothing")
@@ -203,6 +207,10 @@ def bench_args(argv=None):
     add_training_flags(parser)
     parser.set_defaults(dataname="t2m")
     args = parser.parse_args(argv)
+    if args.frames[0] > args.frames[1]:
+        parser.error(f"--frames {args.frames[0]} {args.frames[1]}: the shortest clip comes first")
+    if args.cpu_time and args.device not in ("auto", "cpu"):
+        parser.error(f"--cpu-time counts processor seconds; it says nothing about --device {args.device}")
     args.amps = list(dict.fromkeys(["off", *args.amps]))
     return args
 
