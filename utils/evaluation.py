@@ -172,7 +172,7 @@ def decode_rows(net, rows, device=None, batch_frames=BATCH_FRAMES):
         for padded, i in zip(codes, batch):
             padded[:len(rows[i])] = rows[i]
         valid = torch.arange(codes.shape[1] * unit, device=device) < torch.as_tensor(lengths[batch], device=device)[:, None]
-        with evaluating(net), _ends_at(net, valid):  # left before anything is yielded
+        with evaluating(net), ends_at(net, valid):  # left before anything is yielded
             out = net.forward_decoder(torch.from_numpy(codes).to(device)).cpu().numpy()
         for i, features in zip(batch, out):
             yield int(i), features[:lengths[i]]
