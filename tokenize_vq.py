@@ -94,8 +94,9 @@ def tokenize(net, checkpoint, args, device):
 def check_manifest(manifest, net, checkpoint, args):
     """Refuse codes of another network: they would decode without an error into motion that means nothing."""
     here = describe(net, checkpoint, args.resume_pth)
-    differing = [f"{name} {manifest.get(name)}, the checkpoint's is {here[name]}" for name in ("nb_code", "unit_length", "dataname", "weights_sha256")
+    differing = [f"{name} {manifest.get(name)}, the checkpoint's is {here[name]}" for name in ("dataname", "nb_code", "unit_length")
                  if manifest.get(name) != here[name]]
+    differing += ["other weights"] * (manifest.get("weights_sha256") != here["weights_sha256"])
     if differing:
         raise UserError(f"{args.decode}: codes of another checkpoint ({manifest.get('checkpoint')}, iteration {manifest.get('iteration')}): "
                         f"{differing[0]}; decode with that one")
