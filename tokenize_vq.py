@@ -87,8 +87,8 @@ def tokenize(net, checkpoint, args, device):
           f"{use['perplexity']:.1f}\n  wrote {'codes.npy and offsets.npy' if args.packed else f'{len(ids)} files'} and manifest.json to {args.out}")
     long = sum(len(row) > STAGE_TWO_CODES for row in rows)
     if long:
-        print(f"  {long} rows have more than {STAGE_TWO_CODES} codes, too many for T2M-GPT's block of {STAGE_TWO_CODES + 1}: --max-frames 200 leaves "
-              "them out")
+        print(f"  longer than the {STAGE_TWO_CODES} codes that T2M-GPT's transformer takes: {long} of {len(rows)} rows; --max-frames 200 leaves such "
+              "clips out")
 
 
 def check_manifest(manifest, net, checkpoint, args):

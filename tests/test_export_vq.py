@@ -90,13 +90,15 @@ def test_every_kind_of_net_comes_back(net, tmp_path):
     args = dict(dataname=net.spec.name, quantizer=net.vqvae.quant, mu=0.99, beta=1.0, nb_code=16, code_dim=32, output_emb_width=32, down_t=net.down_t,
                 stride_t=2, width=32, depth=2, dilation_growth_rate=3, vq_act="gelu" if net.vqvae.quant == "orig" else "relu",
                 vq_norm="GN" if net.vqvae.quant == "orig" else "LN" if net.spec.name == "kit" else "BN")
-    save(net, tmp_path / "net.pth", args=args)
+    mean, std = np.random.default_rng(0).uniform(0.1, 1, (2, net.spec.width))  # all digits of a float64 count
+    save(net, tmp_path / "net.pth", args=args, mean=torch.from_numpy(mean), std=torch.from_numpy(std))
     export("--resume-pth", tmp_path / "net.pth", "--out", tmp_path / "model")
     x = torch.randn(2, 64, net.spec.width)
     with torch.no_grad():
         for path in (tmp_path / "model", tmp_path / "model" / "model.safetensors"):
             back = HumanVQVAE.from_checkpoint(path)
-            assert same(net.state_dict(), back.state_dict()) and back.mean is None and torch.equal(net(x)[0], back(x)[0])
+            assert same(net.state_dict(), back.state_dict()) and torch.equal(net(x)[0], back(x)[0])
+            assert (back.mean == mean).all() and (back.std == std).all()
 
 
 def test_evaluation_and_tokenizing_take_the_pair(trained, data_root, tmp_path):
@@ -181,6 +183,10 @@ def test_onnx_gives_torchs_codes_and_features_at_any_length(kind, tmp_path):
         assert not differ[(best[..., 1] - best[..., 0] > 1e-5).numpy()].any() and differ.mean() < 0.01  # ties may fall either way
         features, = decoder.run(None, {"codes": codes})
         assert features.dtype == np.float32 and np.abs(features - expected).max() < 1e-4
+    raw = np.random.default_rng(1).normal(0, 1, (1, 8 * unit + unit - 1, 263)).astype(np.float32)
+    codes, = encoder.run(None, {"features": raw})
+    raw[:, 8 * unit:] = 1e4  # frames past the last whole code do not matter
+    np.testing.assert_array_equal(encoder.run(None, {"features": raw})[0], codes)
     for name in ("encoder", "decoder"):  # they say what they take, and nothing of the machine that wrote them
         model = onnx.load(folder / f"{name}.onnx")
         onnx.checker.check_model(model)

@@ -157,7 +157,7 @@ def test_long_rows_are_pointed_out_and_bad_clips_named(checkpoint, data, tmp_pat
     assert "000003.npy: frame 7 is NaN" in refused(capsys, checkpoint, "--data-root", root, "--out", tmp_path / "a")
     tokenize(checkpoint, "--data-root", root, "--out", tmp_path / "a", "--skip-bad-clips")
     printed = capsys.readouterr().out
-    assert "1 rows have more than 50 codes" in printed and "skipped 1 (cannot be used)" in printed
+    assert "1 of 7 rows" in printed and "skipped 1 (cannot be used)" in printed
     assert not (tmp_path / "a" / "000003.npy").exists() and "frame 7 is NaN" in manifest_of(tmp_path / "a")["skipped"]["cannot be used"][0]
 
 

@@ -7,6 +7,7 @@
 """
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 
@@ -56,7 +57,8 @@ def files_of(ids, packed):
 def check_output(out, files=()):
     """Refuse, with a UserError, a folder that holds anything else than codes, or a file of somebody else's under a name of `files`.
 
-    Returns the paths within the folder that an earlier run wrote, or began to write.
+    With `files` it is also made, so that one which cannot be written is refused before the work. Returns the paths within the folder that an
+    earlier run wrote, or began to write.
     """
     out = Path(out)
     if out.exists() and not out.is_dir():
@@ -69,6 +71,13 @@ def check_output(out, files=()):
     foreign = [name for name in files if name not in own and (out / name).exists()]
     if foreign:
         raise UserError(f"{out / foreign[0]}: was not written by this command; name a new folder with --out")
+    if files:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{out}: cannot be made ({error.strerror}); name another folder with --out") from None
+        if not os.access(out, os.W_OK | os.X_OK):
+            raise UserError(f"{out}: cannot be written; name another folder with --out")
     return own
 
 
@@ -80,7 +89,6 @@ def write_tokens(out, ids, rows, manifest, packed, done=lambda: None):
     out, files = Path(out), files_of(ids, packed)
     own = check_output(out, files)
     try:
-        out.mkdir(parents=True, exist_ok=True)
         for path in out.rglob("*.tmp"):  # what a killed run was writing
             if re.sub(r"\.\d+\.tmp$", "", path.relative_to(out).as_posix()) in own | {MANIFEST, IDS}:
                 path.unlink()
