@@ -16,11 +16,12 @@ import os
 import sys
 from types import SimpleNamespace
 
+import torch
 from tqdm import tqdm
 
 from dataset.motion_folder import describe_statistics, find_statistics
 from models.vqvae import NET_ARGS, HumanVQVAE, infer_args
-from utils.checkpoint import load_checkpoint, save_checkpoint, save_pair
+from utils.checkpoint import load_checkpoint, recorded_hashes, save_pair, write_atomically
 from utils.clip_files import find_arrays, plan_outputs, read_motion, write_motion
 from utils.errors import UserError, exit_cleanly
 from utils.motion_spec import get_spec
@@ -42,11 +43,14 @@ def read_checkpoint(path, meta_dir):
 
 def to_pth(checkpoint, path):
     """Write {'net': …} as training does; upstream loads it with strict=True."""
-    if os.path.exists(path):
-        raise UserError(f"{path}: is there already; name another file with --to-pth")
-    if not os.path.isdir(os.path.dirname(path) or "."):
-        raise UserError(f"{os.path.dirname(path)}: no such folder")
-    save_checkpoint(path, {name: value for name, value in checkpoint.items() if value is not None})
+    folder, name = os.path.split(path)
+    if os.path.exists(path) or name in recorded_hashes(folder):  # a run folder records what its files held
+        raise UserError(f"{path}: is there already, or hashes.json beside it records another file of this name; name another file with --to-pth")
+    content = {key: value for key, value in checkpoint.items() if value is not None}
+    try:
+        write_atomically(path, lambda file: torch.save(content, file))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); name another file with --to-pth") from None
     print(f"wrote {path}: {len(checkpoint['net'])} tensors under 'net', iteration {checkpoint['iter']}")
 
 

@@ -69,7 +69,9 @@ def test_the_pair_and_back_is_bit_exact(trained, tmp_path, capsys):
     export("--resume-pth", tmp_path / "net.pth", "--out", tmp_path / "again")
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "model" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
-    assert "is there already" in refused(capsys, "--resume-pth", tmp_path / "model", "--to-pth", tmp_path / "net.pth")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "model", "net.pth"]
+    for path, words in (("net.pth", "is there already"), ("gone/net.pth", "cannot be written")):
+        assert words in refused(capsys, "--resume-pth", tmp_path / "model", "--to-pth", tmp_path / path)
 
 
 def test_the_config_says_what_the_net_is_and_nothing_of_the_machine(trained, tmp_path):
