@@ -13,7 +13,7 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.motion_process import describe_statistics as describe_statistics
-from utils.motion_spec import SPECS
+from utils.motion_spec import SPECS, get_spec
 
 NAMED = 10      # offenders named in one message; the rest are counted
 CACHE = ".packed"
@@ -79,6 +79,32 @@ def _read_statistic(path, spec):
     if not np.isfinite(array).all():
         raise UserError(f"{path}: entry {int(np.argmin(np.isfinite(array)))} is not finite; expected {spec.width} finite numbers")
     return array.astype(np.float64)
+
+
+def find_data(path, saved, net, args):
+    """Which data a checkpoint belongs to: (spec, folder, remarks), the flags before its own arguments, its mean and std before the folder's.
+
+    net: the checkpoint's HumanVQVAE, which gets the folder's mean and std where the checkpoint brought none; saved: the checkpoint's
+    arguments; args: dataname, data_root and meta_dir, None where not given. Raises UserError where they do not fit the net.
+    """
+    spec = get_spec(args.dataname or saved.get("dataname") or net.spec.name)
+    if spec.width != net.spec.width:
+        raise UserError(f"{path}: a network of {net.spec.width} features, and --dataname {spec.name} has {spec.width}; leave the flag out")
+    root = args.data_root or saved.get("data_root") or spec.data_root
+    remarks = []
+    if net.mean is None:
+        mean, std, folder = find_statistics(SimpleNamespace(data_root=root, meta_dir=args.meta_dir), spec)
+        net.mean, net.std = mean, std
+        return spec, root, [f"the checkpoint carries no mean and std: taken from {folder} (the {describe_statistics(std)}'s kind)"]
+    try:
+        mean, std, folder = find_statistics(SimpleNamespace(data_root=root, meta_dir=args.meta_dir or saved.get("meta_dir")), spec)
+    except UserError:  # the checkpoint's own are enough
+        return spec, root, remarks
+    if not (np.allclose(mean, net.mean, rtol=1e-5, atol=1e-7) and np.allclose(std, net.std, rtol=1e-5, atol=1e-7)):
+        largest = int(np.argmax(np.abs(mean - net.mean) / net.std + np.abs(np.log(std / net.std))))
+        remarks.append(f"mean and std in {folder} differ from the checkpoint's, most in entry {largest} (std {std[largest]:.5g}, checkpoint "
+                       f"{net.std[largest]:.5g}); the checkpoint's are used")
+    return spec, root, remarks
 
 
 def _looks_like(shape):
