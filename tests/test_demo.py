@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataset.prepare import demo
-from dataset.prepare.demo_actions import ACTIONS, FRAMES, Score, Step, ease, keyed
+from dataset.prepare.demo_actions import ACTIONS
+from dataset.prepare.demo_score import FRAMES, Score, Step, ease, keyed
 from utils.motion_spec import T2M
 
 STEMS = dict(walk=("walk", "step"), run=("run", "jog"), sidestep=("side",), turn=("turn",), jump=("jump",), squat=("squat",),

@@ -8,8 +8,8 @@ World: metres, y up, floor at 0; the body faces +z at heading 0 and its left is 
 import numpy as np
 from scipy.ndimage import gaussian_filter1d, maximum_filter1d
 
-from dataset.prepare import demo_actions
-from dataset.prepare.demo_actions import FPS, FRAMES, SIDES, Score, ease
+from dataset.prepare.demo_actions import choreograph
+from dataset.prepare.demo_score import FPS, FRAMES, SIDES, Score, ease
 from utils.motion_spec import T2M
 
 MIN_FRAMES = 40
@@ -230,7 +230,7 @@ def make_clip(seed, index):
     size, torso, arms = rng.uniform(0.86, 1.12), rng.uniform(0.94, 1.06), rng.uniform(0.94, 1.06)
     lengths = proportions(torso, arms)
     score = Score(rng)
-    name, begin, end, captions = demo_actions.choreograph(score, rng, index)
+    name, begin, end, captions = choreograph(score, rng, index)
     score.stand = standing_height(lengths, score.width)
     first = round(begin * FPS)
     last = int(np.clip(np.ceil(end * FPS), first + MIN_FRAMES, FRAMES))
