@@ -168,7 +168,7 @@ def squat(score, start, limit, rng):
                   head_forward=-40 * deep * bend)
         for side in SIDES:
             if arms == "forward":       # and level, whatever the chest does
-                score.pose(bend, **arm(side, pose[0] + 95 * deep * bend, *pose[1:]))
+                score.pose(bend, **arm(side, pose[0] + 105 * deep * bend, *pose[1:]))
     for side in SIDES:
         if arms != "forward":
             score.pose(pulse(t, start - 0.2, end + 0.2, 0.6), **arm(side, *pose))
