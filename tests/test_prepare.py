@@ -175,6 +175,33 @@ def test_kit_joints_come_from_the_same_skeleton(tmp_path):
     assert (clip[:, names.index("left_toe")] != clip[:, names.index("left_foot")]).any()
 
 
+@pytest.mark.parametrize("scale", [1, 1000])
+def test_kit_folders_are_in_millimetres_whatever_the_source_is_in(tmp_path, scale):
+    from dataset.check import check_folder
+    from utils.metrics import mm_per_unit
+    from utils.visualize import unit_in_metres
+    clips = [random_clip(seed, KIT, frames=40) for seed in range(3)]
+    (tmp_path / "joints").mkdir()
+    for seed, clip in enumerate(clips):
+        np.save(tmp_path / f"joints/clip{seed}.npy", clip * scale)
+    assert run(tmp_path / "joints", "--out", tmp_path / "out", "--dataname", "kit", "--scale", 1 / scale) == 0
+    features, joints = (np.load(tmp_path / f"out/{folder}/clip0.npy") for folder in ("new_joint_vecs", "new_joints"))
+    np.testing.assert_allclose(features, extract_features(clips[0] * 1000, "kit"), rtol=1e-5, atol=1e-2)
+    heights = clips[0][:-1, 0, 1] - clips[0][..., 1].min()
+    np.testing.assert_allclose(joints[:, 0, 1], 1000 * heights, rtol=1e-5)
+    assert mm_per_unit(np.load(tmp_path / "out/Mean.npy")) == 1 and unit_in_metres(joints, KIT) == 0.001
+    assert not [finding for finding in check_folder(tmp_path / "out")["findings"] if "floor" in finding["text"] or "faster" in finding["text"]]
+
+
+def test_the_contact_rule_of_kit_is_in_millimetres(tmp_path):
+    standing = np.repeat(random_clip(0, KIT, frames=1), 30, 0)
+    standing[:, :, 2] += 0.0002 * np.arange(30)[:, None]       # a fifth of a millimetre a frame: 0.04, below 0.05
+    sliding = standing + 0.0001 * np.arange(30)[:, None, None] * np.array([0, 0, 1])   # with it three tenths: 0.09
+    write_dataset(tmp_path, [("standing", standing, ()), ("sliding", sliding, ()), ("x", standing, ())], "kit", progress=False)
+    for name, contact in (("standing", 1), ("sliding", 0)):
+        assert (np.load(tmp_path / f"new_joint_vecs/{name}.npy")[:, -4:] == contact).all(), name
+
+
 # splits and captions
 
 @settings(max_examples=30, deadline=None)

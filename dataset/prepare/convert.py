@@ -23,7 +23,7 @@ from utils.errors import UserError
 from utils.motion_process import extract_features, group_statistics, mirror, recover_from_ric
 from utils.motion_spec import get_spec
 
-VERSION = 1                         # counts changes of the conversion: finished clips of another one are made again
+VERSION = 2                         # counts changes of the conversion: finished clips of another one are made again
 JOINTS, FEATURES, TEXTS = "new_joints", "new_joint_vecs", "texts"
 DONE = "prepared.jsonl"             # what was converted from what; only clips listed here are ever replaced or removed
 SPLITS = ("train", "val", "test")
@@ -200,7 +200,7 @@ def _convert_one(out, name, source, reading, mirrored):
         if not leg > 0:
             raise UserError(f"{source if found else name}: the right leg has no length in the first frame; expected hip, knee and ankle apart")
         versions = {name: joints} | ({f"M{name}": mirror(joints, spec)} if mirrored else {})
-        features = {clip: extract_features(version, spec.name) for clip, version in versions.items()}
+        features = {clip: extract_features(version / spec.unit, spec.name) for clip, version in versions.items()}
     except (UserError, ValueError) as error:
         return str(error)
     if not all(np.isfinite(array).all() for array in features.values()):
