@@ -1,6 +1,5 @@
-"""Motion capture to a training folder: maps, units, rates, splits, captions, and runs that are repeated or broken off."""
+"""Motion capture to a training folder: units, rates, splits, captions, and runs that are repeated or broken off."""
 import csv
-import json
 import signal
 import subprocess
 import sys
@@ -14,9 +13,8 @@ from hypothesis import strategies as st
 
 from dataset.prepare.__main__ import main
 from dataset.prepare.captions import mirror_line, text_line
-from dataset.prepare.convert import VERSION, assign_splits, split_of, write_dataset
+from dataset.prepare.convert import assign_splits, split_of, write_dataset
 from dataset.prepare.demo_set import ensure_demo
-from dataset.prepare.joint_maps import MAPS, find_map, map_joints, plain, read_map
 from dataset.prepare.source import Reading, find_sources, find_unit, leading_pose, read_clip, resample
 from tests.test_motion_process import random_clip
 from utils.bvh_export import write_bvh
@@ -49,70 +47,6 @@ def joints_folder(tmp_path):
 def files(folder):
     """Everything in a prepared folder: {path: bytes}."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock"}
-
-
-# maps
-
-def source_names(title):
-    return [name for entry in MAPS[title].values() for name in ([entry] if isinstance(entry, str) else entry[:2])] + ["LThumb"] * (title == "Mixamo")
-
-
-@pytest.mark.parametrize("title", MAPS)
-@pytest.mark.parametrize("dress", [str, str.upper, lambda name: f"rig:{name}"], ids=["as is", "upper", "prefix"])
-def test_each_known_skeleton_is_found_by_its_names(title, dress):
-    names = [dress(name) for name in dict.fromkeys(source_names(title))] + ["LowerBack", "Neck1"] * (title == "CMU (cgspeed)")
-    assert find_map(names)[0] == title
-
-
-def test_a_missing_joint_is_named_with_those_that_were_found():
-    names = [name for name in source_names("LAFAN1") if name != "LeftToe"]
-    with pytest.raises(UserError, match=r"LAFAN1, also needs LeftToe; found Hips, .*--joint-map"):
-        find_map(names)
-
-
-def test_spine_joints_a_skeleton_lacks_lie_between_their_neighbours():
-    joints = random_clip(0)
-    names = [name for name in T2M.joint_names if name not in ("spine2", "spine3", "left_collar")]
-    mapped = map_joints(joints[:, [T2M.joint_names.index(name) for name in names]], names, {name: name for name in names}, T2M)
-    kept = [T2M.joint_names.index(name) for name in names]
-    np.testing.assert_array_equal(mapped[:, kept], joints[:, kept])
-    spine1, neck = (mapped[:, T2M.joint_names.index(name)] for name in ("spine1", "neck"))
-    np.testing.assert_allclose(mapped[:, 6], spine1 + (neck - spine1) / 3, atol=1e-12)
-    np.testing.assert_allclose(mapped[:, 9], spine1 + (neck - spine1) * 2 / 3, atol=1e-12)
-    assert np.isfinite(mapped).all()
-
-
-def test_joints_that_fall_together_get_a_direction():
-    joints = random_clip(0)
-    joints[:, [9, 13, 14]] = joints[:, [12]]    # spine3 and both collars at the neck, as in CMU's files
-    mapped = map_joints(joints, T2M.joint_names, MAPS["SMPL"], T2M)
-    for child in (9, 12, 13, 14):
-        assert np.linalg.norm(mapped[:, child] - mapped[:, T2M.parents[child]], axis=-1).min() > 0.02
-
-
-def test_a_map_of_ones_own(tmp_path, joints_folder):
-    joints = random_clip(1)
-    write_bvh(tmp_path / "own.bvh", joints, T2M)
-    text = (tmp_path / "own.bvh").read_text()
-    for name in T2M.joint_names:
-        text = text.replace(f" {name}\n", f" bone_of_{name}\n")
-    (tmp_path / "own.bvh").write_text(text)
-    with pytest.raises(UserError, match="no known skeleton"):
-        read_clip(tmp_path / "own.bvh", Reading())
-    own = {name: f"bone_of_{name}" for name in T2M.joint_names if name != "spine2"}
-    own["spine2"] = ["bone_of_spine1", "bone_of_spine3", 0.7]
-    (tmp_path / "map.json").write_text(json.dumps(own))
-    clip, _ = read_clip(tmp_path / "own.bvh", Reading(joint_map=read_map(tmp_path / "map.json")))
-    np.testing.assert_allclose(clip[:, 6], 0.3 * clip[:, 3] + 0.7 * clip[:, 9], atol=1e-9)
-
-
-@pytest.mark.parametrize("content, message", [
-    ("[1]", "holds a list"), ("{", "not JSON"), ('{"pelvis": 3}', "pelvis is 3"), ('{"pelvis": "a", "tail": "b"}', "has no joint left_hip"),
-    (json.dumps({name: name for name in T2M.joint_names} | {"tail": "b"}), "names tail")])
-def test_a_bad_map_is_refused(tmp_path, content, message):
-    (tmp_path / "map.json").write_text(content)
-    with pytest.raises(UserError, match=message):
-        read_map(tmp_path / "map.json")
 
 
 # units, axes, rates
@@ -412,7 +346,3 @@ def test_the_demo_set_is_made_once_whole_and_always_the_same(tmp_path):
     (tmp_path / "taken/thesis.txt").write_text("precious")
     with pytest.raises(UserError, match="something else"):
         ensure_demo(tmp_path / "taken", count=12)
-
-
-def test_names_are_compared_plainly():
-    assert plain("mixamorig:Left_Up Leg") == plain("LeftUpLeg") and VERSION >= 1
