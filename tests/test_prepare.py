@@ -207,13 +207,28 @@ def test_a_second_run_converts_only_what_changed(tmp_path, joints_folder, capsys
     (joints_folder / "clip4.npy").unlink()
     capsys.readouterr()
     assert run(joints_folder, "--out", out) == 0
-    assert "1 converted, 6 unchanged since the last run, 0 rejected; 1 clips of sources that are gone were removed" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "1 converted, 6 unchanged since the last run, 0 rejected; 1 earlier clips were removed: their sources were not given" in said
     changed = {name for name, content in files(out).items() if before.get(name) != content}
     assert {name for name in changed if "clip" in name} == {"new_joints/clip3.npy", "new_joint_vecs/clip3.npy"}
     assert (out / "new_joints/clip1.npy").stat().st_mtime_ns == times[out / "new_joints/clip1.npy"]
     assert not (out / "new_joint_vecs/clip4.npy").exists() and "clip4" not in (out / "all.txt").read_text()
     assert run(joints_folder, "--out", out, "--scale", "0.5") == 0
     assert "7 converted, 0 unchanged" in capsys.readouterr().out    # another setting
+
+
+def test_other_sources_into_the_same_folder_remove_nothing(tmp_path, joints_folder, capsys):
+    (tmp_path / "more").mkdir()
+    np.save(tmp_path / "more/new.npy", random_clip(9))
+    run(joints_folder, "--out", tmp_path / "out")
+    before = files(tmp_path / "out")
+    capsys.readouterr()
+    assert run(tmp_path / "more", "--out", tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert "holds 8 clips of other sources (clip0, …), which this run would remove" in said and said.count("\n") == 1
+    assert files(tmp_path / "out") == before
+    assert run(joints_folder, tmp_path / "more", "--out", tmp_path / "out") == 0
+    assert "1 converted, 8 unchanged" in capsys.readouterr().out
 
 
 def test_the_result_does_not_depend_on_processes_or_repetition(tmp_path):

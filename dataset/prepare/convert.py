@@ -70,13 +70,17 @@ def write_dataset(out, clips, dataname, *, reading=None, fractions=FRACTIONS, mi
     clips: iterable of (id, source, captions); a source is a path, read as `reading` says, or an array of joints (T, J, 3) in metres, y up, at
     the data set's rate; captions are sentences or HumanML3D text lines. mirrored: add the left-right mirrored copy of each, M + id, to its
     split. Clips finished earlier are kept while source and settings are the same; a file appears under its name only when whole.
-    Returns a Report. Raises UserError when `out` cannot be written or holds clips this function did not make, when no clip is left, and
-    with `strict` for the first clip that cannot be used.
+    Clips made earlier whose source is not among `clips` any more are removed.
+    Returns a Report. Raises UserError when `out` cannot be written, holds clips this function did not make or only clips of other sources,
+    when no clip is left, and with `strict` for the first clip that cannot be used.
     """
     reading, out = reading or Reading(dataname), Path(out)
     clips = {name: (source, list(captions)) for name, source, captions in clips}
     _refuse_mirror_names(clips, mirrored)
     with _locked(out) as done:
+        if done and not done.keys() & clips.keys():
+            raise UserError(f"{out}: holds {len(done)} clips of other sources ({next(iter(done))}, …), which this run would remove; give all sources "
+                            "in one command, or name another folder with --out")
         work, kept = {}, {}
         for name, (source, _) in clips.items():
             key = _key(source, reading, mirrored)
