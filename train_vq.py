@@ -307,7 +307,7 @@ def train(args, path, log):
             step = last_good
         if step != saved and not diverged and not (last_good is not None and args.vq_norm == "BN"):  # batch norm's averages have seen the bad batch
             save("state_last.pth", whole_state(), keep_previous="state_prev.pth")
-        if step == last and last_good is None and not diverged:
+        if lead and step == last and last_good is None and not diverged:
             board.finish(args, path, log)
     finally:
         bar.close()

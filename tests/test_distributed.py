@@ -66,6 +66,13 @@ def test_curves_and_validation_are_one_runs(runs, name, ranks):
         np.testing.assert_allclose([v for _, v in together[tag]], [v for _, v in alone[tag]], rtol=1e-6, err_msg=tag)
 
 
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_in_float32_the_curves_agree(runs, ranks):
+    alone, together = (curves(runs[n] / "float32" / "run") for n in (1, ranks))
+    for tag in ("./Train/L1", "./Train/Vel", "./Train/Commit"):
+        np.testing.assert_allclose([v for _, v in together[tag]], [v for _, v in alone[tag]], rtol=1e-3, err_msg=tag)
+
+
 def test_parts_of_a_batch_equal_the_whole(runs):
     whole, parts = (weights(runs[1] / name / "run") for name in ("ema_reset", "parts"))
     for key in whole:
