@@ -28,7 +28,6 @@ from tqdm import tqdm
 from dataset.dataset_TM_eval import draw, load_captioned
 from dataset.dataset_VQ import WindowFeed
 from dataset.motion_folder import describe_statistics, find_clips, find_statistics, load_split
-from dataset.prepare.demo_set import ensure_demo
 from models.evaluator_wrapper import find_missing, load_extractors
 from models.vqvae import HumanVQVAE, load_net
 from utils.checkpoint import load_checkpoint, save_checkpoint
@@ -127,8 +126,10 @@ def main(args):
 
 def load_data(args, root, spec, log):
     """Everything read from the data folder: training clips, their feed, validation, mean, std and where these are from."""
-    if args.dataname == "demo" and ensure_demo(root):
-        log.info(f"{root}: made the demo set")
+    if args.dataname == "demo":
+        from dataset.prepare.demo_set import ensure_demo  # here, for the preparation is slow to import
+        if ensure_demo(root):
+            log.info(f"{root}: made the demo set")
     find_clips(root)
     mean, std, meta = find_statistics(args, spec)
     clips = load_split(root, "train", spec, mean, std, args.skip_bad_clips, cache=not args.no_cache)
