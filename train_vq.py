@@ -28,23 +28,22 @@ from tqdm import tqdm
 from dataset.dataset_TM_eval import draw, load_captioned
 from dataset.dataset_VQ import WindowFeed
 from dataset.motion_folder import describe_statistics, find_clips, find_statistics, load_split
-from dataset.prepare.demo_set import ensure_demo
 from models.evaluator_wrapper import find_missing, load_extractors
 from models.vqvae import HumanVQVAE, load_net
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.dashboard import Dashboard
 from utils.device import can_compile, pick_device, set_precision
-from utils.distributed import all_reduce, equal_everywhere, from_rank_zero, largest, rank_and_world, rank_zero_first, start_ranks
+from utils.distributed import all_reduce, equal_everywhere, from_rank_zero, rank_and_world, rank_zero_first, start_ranks
 from utils.errors import UserError, exit_cleanly
 from utils.evaluation import evaluate_clips, select_clips
 from utils.losses import ReConsLoss
 from utils.motion_spec import MAX_EVAL_FRAMES, get_spec
 from utils.run_folder import Events, check_flags, close_log, find_state, open_log, open_run, write_args
+from utils.signals import Signals
 from utils.text_evaluation import evaluate_text
 from utils.training import build_objective, learning_rate, train_step
 
 MEANS = ("L1", "Vel", "Commit", "PPL", "Grad_norm")  # averaged between prints, under these TensorBoard tags
-ASK_EVERY = {"cpu": 1}  # steps between which several ranks ask each other for signals; elsewhere 20, as asking waits for all of them
 TEST_TAGS = {"fid": "FID", "diversity": "Diversity"}  # upstream's spelling; the others are logged by their own names
 BEST = {  # net_best_NAME.pth: the smallest of
     "mpjpe": lambda result: result["mpjpe"],
@@ -127,8 +126,10 @@ def main(args):
 
 def load_data(args, root, spec, log):
     """Everything read from the data folder: training clips, their feed, validation, mean, std and where these are from."""
-    if args.dataname == "demo" and ensure_demo(root):
-        log.info(f"{root}: made the demo set")
+    if args.dataname == "demo":
+        from dataset.prepare.demo_set import ensure_demo  # here, for the preparation is slow to import
+        if ensure_demo(root):
+            log.info(f"{root}: made the demo set")
     find_clips(root)
     mean, std, meta = find_statistics(args, spec)
     clips = load_split(root, "train", spec, mean, std, args.skip_bad_clips, cache=not args.no_cache)
@@ -217,6 +218,9 @@ def train(args, path, log):
         """Read the bad steps since the last look from the device; returns the last good step when the run must stop there, else None."""
         nonlocal skipped
         count, first = bad.tolist()
+        if scaler.is_enabled() and scaler.get_scale() < 1:
+            log.error(f"--amp fp16: by step {step} the gradient is not finite at any scale; go on from an earlier state with --amp bf16 or off")
+            return step
         if count == 0:
             return None
         names = [clips.names[i] for i in feed.select(first - 1)[0]]
@@ -229,28 +233,11 @@ def train(args, path, log):
         log.error(f"{at}; stopped, codebook and weights are those of the last good step")
         return first - 1 if args.on_nan == "stop" else step
 
-    # signals: finish the step, save, leave; a second one quits at once
-    caught = []
-
-    def catch(number, _):
-        if caught and world > 1 and time.monotonic() < caught[0][1] + 1:  # torchrun passes on a Ctrl-C that has come here by itself
-            return
-        caught.append((number, time.monotonic()))
-        if len(caught) > 1:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-
-    def signalled():
-        """The signal to stop for, the same on every rank; 0 for none."""
-        if world == 1 or step % ASK_EVERY.get(device.type, 20) == 0:
-            return largest([caught[0][0] if caught else 0])[0]
-        return 0
-
-    handlers = {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     bad = torch.zeros(2, dtype=torch.int64, device=device)  # bad steps since the last look, and the first of them
     last_good, stopped_by, diverged, saved, since, since_step = None, 0, False, step, time.monotonic(), step
     batches = feed.on_device(step, device, args.data_device, rank, world, args.grad_accum)
     bar = tqdm(total=last, initial=step, desc=args.exp_name, unit="it", dynamic_ncols=True, disable=None if lead else True)
+    signals = Signals(ask_every=1 if device.type == "cpu" else 20)  # finish the step, save, leave; a second one quits at once
     try:
         while step < last and not stopped_by:
             step += 1
@@ -283,7 +270,8 @@ def train(args, path, log):
                 use = totals["used"].sum().item() / args.nb_code
                 rate = args.batch_size * (step - since_step) / (time.monotonic() - since)
                 events.scalars(iteration, {f"./{phase}/{tag}": value for tag, value in
-                                           {**means, "LR": lr, "Codebook_use": use, "Windows_per_s": rate}.items()})
+                                           {**means, "LR": lr, "Codebook_use": use, "Windows_per_s": rate,
+                                            **({"Loss_scale": scaler.get_scale()} if scaler.is_enabled() else {})}.items()})
                 log.info(f"{phase} iter {iteration}: lr {lr:.6f} recons {means['L1']:.5f} vel {means['Vel']:.5f} commit {means['Commit']:.5f} "
                          f"ppl {means['PPL']:.2f} codes used {use:.0%} grad {means['Grad_norm']:.3f} | {rate:.0f} windows/s")
                 bar.set_postfix(loss=f"{means['L1']:.4f}", ppl=f"{means['PPL']:.1f}", clips_s=f"{rate:.0f}", refresh=False)
@@ -315,18 +303,17 @@ def train(args, path, log):
             if saves:
                 save("state_last.pth", whole_state(), keep_previous="state_prev.pth")
                 saved = step
-            stopped_by = signalled()
+            stopped_by = signals.stop(step)
         if last_good is not None:
             step = last_good
         if step != saved and not diverged and not (last_good is not None and args.vq_norm == "BN"):  # batch norm's averages have seen the bad batch
             save("state_last.pth", whole_state(), keep_previous="state_prev.pth")
-        if step == last and last_good is None and not diverged:
+        if lead and step == last and last_good is None and not diverged:
             board.finish(args, path, log)
     finally:
         bar.close()
         events.close()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        signals.release()
     if diverged:
         log.error(f"the ranks hold different weights or codebooks after step {step}; nothing was saved of it: go on from the last state with "
                   "--resume auto, on machines of one kind")

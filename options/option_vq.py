@@ -243,3 +243,77 @@ def find_problem(args):
         (args.force and not (args.resume or args.resume_pth), "--force acts only on a resumed run"),
     )
     return next((message for wrong, message in checks if wrong), None)
+
+
+def tokenize_args(argv=None):
+    """Parse the flags of `tokenize_vq.py`; exits with code 2 and one line for what cannot work."""
+    parser = _Parser(prog="tokenize_vq.py", description="Write the codes of every clip of a data folder, or decode codes back into motion. A "
+                     "checkpoint brings its own network, data set and statistics.")
+    _add_checkpoint_flag(parser, required=True)
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write: codes and a manifest, or the decoded motion")
+    group = parser.add_argument_group("codes")
+    group.add_argument("--split", nargs="+", default=None, metavar="NAME",
+                       help="take the clips of NAME.txt; None: all, or, where there is no all.txt, train, val and test")
+    group.add_argument("--min-frames", type=COUNT, default=1, help="leave out shorter clips; T2M-GPT takes 40 for t2m, 24 for kit")
+    group.add_argument("--max-frames", type=COUNT, default=None, help="leave out clips of that many frames or more; T2M-GPT takes 200")
+    group.add_argument("--packed", action="store_true", help="write all codes as one array with offsets instead of a file per clip")
+    add_data_flags(parser)
+    group = parser.add_argument_group("motion")
+    group.add_argument("--decode", metavar="PATH", default=None, help="decode instead: a folder that this command wrote, a folder of .npy rows, or "
+                       "one such file")
+    _add_motion_flags(group, ("features", "joints", "gif", "bvh"))
+    add_device_flags(parser).add_argument("--batch-size", type=COUNT, default=64, help="clips of 128 frames in a forward pass; clips are "
+                                          "batched by length, and the result does not depend on it")
+    parser.set_defaults(dataname=None)
+    args = parser.parse_args(argv)
+    problem = _first_problem(
+        (args.decode and not args.to, "--decode wants to know what to write: --to features, joints, gif or bvh"),
+        ((args.to or args.overwrite) and not args.decode, "--to and --overwrite act only with --decode"),
+        (args.decode and (args.packed or args.split or args.skip_bad_clips or args.min_frames != 1 or args.max_frames),
+         "--split, --min-frames, --max-frames, --skip-bad-clips and --packed act only without --decode"),
+        (args.max_frames and args.max_frames <= args.min_frames, f"--max-frames {args.max_frames} leaves no clip of --min-frames {args.min_frames}"))
+    if problem:
+        parser.error(problem)
+    return args
+
+
+def export_args(argv=None):
+    """Parse the flags of `export_vq.py`; exits with code 2 and one line for what cannot work."""
+    parser = _Parser(prog="export_vq.py", description="A checkpoint as model.safetensors and config.json, and back; as ONNX; clips as BVH, "
+                     "joints or GIF.")
+    _add_checkpoint_flag(parser, required=False)
+    parser.add_argument("--out", metavar="DIR", default=None, help="folder to write")
+    parser.add_argument("--onnx", action="store_true", help="also write encoder.onnx and decoder.onnx, raw features in and out")
+    parser.add_argument("--to-pth", metavar="FILE", default=None, help="write {'net': state-dict, …}, which upstream loads, instead of a folder")
+    parser.add_argument("--meta-dir", metavar="DIR", default=None,
+                        help="folder of mean.npy and std.npy for a checkpoint that carries none, as upstream's")
+    group = parser.add_argument_group("clips")
+    group.add_argument("--clips", nargs="+", default=None, metavar="PATH",
+                       help="convert clips instead of a checkpoint: .npy files of features (T, D) or joints (T, J, 3), or folders of them")
+    _add_motion_flags(group, ("joints", "gif", "bvh"))
+    args = parser.parse_args(argv)
+    problem = _first_problem(
+        (bool(args.resume_pth) == bool(args.clips), "give a checkpoint (--resume-pth FILE) or clips (--clips PATH …), one of them"),
+        (args.clips and (args.onnx or args.to_pth or args.meta_dir), "--onnx, --to-pth and --meta-dir act only on a checkpoint"),
+        (args.clips and not args.to, "--clips wants to know what to write: --to bvh, joints or gif"),
+        (args.resume_pth and (args.to or args.overwrite), "--to and --overwrite act only with --clips; decode codes with tokenize_vq.py --decode"),
+        (args.to_pth and args.onnx, "--to-pth writes one file: give --onnx with --out"),
+        (bool(args.out) == bool(args.to_pth), "name what to write: a folder (--out DIR) or, for a checkpoint, a file (--to-pth FILE)"))
+    if problem:
+        parser.error(problem)
+    return args
+
+
+def _add_checkpoint_flag(parser, required):
+    parser.add_argument("--resume-pth", metavar="FILE", required=required, default=None,
+                        help="checkpoint: net_last.pth of a run, upstream's, or a folder of model.safetensors and config.json")
+
+
+def _add_motion_flags(group, kinds):
+    group.add_argument("--to", choices=kinds, default=None,
+                       help="what to write of each clip: an .npy array in the data's unit, a moving picture, or an animation for other tools")
+    group.add_argument("--overwrite", action="store_true", help="replace motion that is there already")
+
+
+def _first_problem(*checks):
+    return next((message for wrong, message in checks if wrong), None)

@@ -9,7 +9,7 @@ from dataset.motion_folder import load_split
 from models.vqvae import HumanVQVAE
 from tests.helpers import make_clip
 from utils.errors import UserError
-from utils.evaluation import break_down, buckets, evaluate_clips, reconstruct_clips, select_clips
+from utils.evaluation import break_down, buckets, decode_rows, encode_clips, evaluate_clips, reconstruct_clips, select_clips
 from utils.motion_process import recover_from_ric
 from utils.motion_spec import KIT, T2M
 
@@ -49,6 +49,29 @@ def test_batched_reconstruction_equals_clip_by_clip(norm, down_t):
             with torch.no_grad():
                 np.testing.assert_array_equal(codes[i], net.encode(x)[0])
                 np.testing.assert_allclose(out[i], net(x)[0][0], atol=2e-5)
+
+
+@pytest.mark.parametrize("norm", [None, "LN", "BN", "GN"])
+@pytest.mark.parametrize("down_t", [1, 2, 3])
+def test_each_half_alone_gives_what_both_together_give(norm, down_t):
+    net, clips = make_net(norm, down_t).eval(), make_clips(LENGTHS)
+    out, codes = reconstruct_clips(net, clips)
+    index, starts, lengths, _ = select_clips(clips, T2M, 2 ** down_t, min_frames=1, max_frames=None)
+    seen = []
+    for mine, theirs in zip(encode_clips(net, clips, index, starts, lengths, done=seen.append), codes):
+        np.testing.assert_array_equal(mine, theirs)
+    decoded = dict(decode_rows(net, codes))
+    assert sum(seen) == lengths.sum() and sorted(decoded) == list(range(len(codes)))
+    for i, features in decoded.items():
+        np.testing.assert_allclose(features, out[i], atol=2e-5)
+
+
+def test_a_clip_that_is_not_finite_is_named_before_it_is_encoded():
+    net, clips = make_net(), make_clips((40, 44))
+    clips.frames[50, 3] = np.inf
+    with pytest.raises(UserError, match=r"c1: the clip is NaN or Inf at frame 10"):
+        encode_clips(net, clips, np.arange(2), clips.offsets[:-1], np.array([40, 44]))
+    assert net.training
 
 
 def test_clips_of_several_lengths_do_share_batches():

@@ -39,7 +39,9 @@ def largest(numbers):
 
 
 def equal_everywhere(tensors):
-    """Whether every rank holds the same bits in its `tensors`."""
+    """Whether every rank holds the same bits in its `tensors`. A single one does, without a look."""
+    if rank_and_world()[1] == 1:
+        return True
     digest = 0
     for tensor in tensors:
         digest = zlib.crc32(tensor.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy(), digest)
