@@ -197,7 +197,8 @@ class QuantizeEMA(CodebookQuantizer):
 
     def _statistics(self, rows, idx):
         if rows.is_cuda:  # a product adds in a fixed order there; index_add_ does not
-            sums = F.one_hot(idx, self.nb_code).to(rows.dtype).t() @ rows
+            chosen = torch.zeros(self.nb_code, len(rows), dtype=rows.dtype, device=rows.device).scatter_(0, idx[None], 1.0)  # (K, R)
+            sums = chosen @ rows
         else:
             sums = torch.zeros_like(self.codebook).index_add_(0, idx, rows)
         return (sums, self._first_rows(rows)) if self.replaces else (sums,)
