@@ -102,10 +102,10 @@ def _ends_at(net, valid):
             hook.remove()
 
 
-def forward_clips(net, clips, index, starts, lengths, device):
+def forward_clips(net, clips, index, starts, lengths, device, decode=True):
     """Some clips through the net at once: x and out (N, T, D), zero beyond each clip's end, codes (N, T'), valid (N, T) bool.
 
-    On the device; T is the longest length. Refuses what is not finite by name.
+    On the device; T is the longest length. Without `decode` the decoder rests, and out is x. Refuses what is not finite by name.
     """
     frames = np.zeros((len(index), lengths.max(), clips.frames.shape[1]), np.float32)
     for row, start, length in zip(frames, starts, lengths):
@@ -114,8 +114,8 @@ def forward_clips(net, clips, index, starts, lengths, device):
     valid = torch.arange(x.shape[1], device=device) < torch.as_tensor(lengths, device=device)[:, None]
     with _ends_at(net, valid):
         codes = net.encode(x)
-        out = torch.where(valid[..., None], net.forward_decoder(codes), 0.0)
-    for values, what in ((x, "the clip"), (out, "its reconstruction")):
+        out = torch.where(valid[..., None], net.forward_decoder(codes), 0.0) if decode else x
+    for values, what in ((x, "the clip"), (out, "its reconstruction"))[:1 + decode]:
         finite = torch.isfinite(values).all(-1)                                                               # (N, T)
         if not bool(finite.all()):
             clip, frame = (int(i) for i in torch.nonzero(~finite)[0])
@@ -141,6 +141,41 @@ def reconstruct_clips(net, clips, device=None, batch_frames=BATCH_FRAMES):
             for i, y_i, k_i in zip(batch, y.cpu().numpy(), k.cpu().numpy()):
                 out[i], codes[i] = y_i[:lengths[i]], k_i[:lengths[i] // unit]
     return out, codes
+
+
+def encode_clips(net, clips, index, starts, lengths, device=None, batch_frames=BATCH_FRAMES, done=None):
+    """The codes of some clips (as `select_clips` returns them): a list of (T / 2**down_t,) int64 arrays, each as if its clip were alone.
+
+    Only the encoder runs. `done(frames)` is called after each batch. Raises UserError, by name, for a clip that is not finite.
+    """
+    unit, codes = 2 ** net.down_t, [None] * len(index)
+    device = device or next(net.parameters()).device
+    with evaluating(net):
+        for batch in buckets(lengths, batch_frames, can_mix(net)):
+            rows = forward_clips(net, clips, index[batch], starts[batch], lengths[batch], device, decode=False)[2].cpu().numpy()
+            for i, row in zip(batch, rows):
+                codes[i] = row[:lengths[i] // unit].copy()
+            if done:
+                done(int(lengths[batch].sum()))
+    return codes
+
+
+def decode_rows(net, rows, device=None, batch_frames=BATCH_FRAMES):
+    """Rows of codes, (T',) integers each, none empty → yields (position in rows, (T, D) float32 normalised features), batch by batch.
+
+    Each as if its row were alone, shortest rows first: a whole data set need not fit into memory.
+    """
+    unit, device = 2 ** net.down_t, device or next(net.parameters()).device
+    lengths = np.array([len(row) for row in rows], np.int64) * unit
+    for batch in buckets(lengths, batch_frames, can_mix(net)):
+        codes = np.zeros((len(batch), lengths[batch].max() // unit), np.int64)
+        for padded, i in zip(codes, batch):
+            padded[:len(rows[i])] = rows[i]
+        valid = torch.arange(codes.shape[1] * unit, device=device) < torch.as_tensor(lengths[batch], device=device)[:, None]
+        with evaluating(net), _ends_at(net, valid):  # left before anything is yielded
+            out = net.forward_decoder(torch.from_numpy(codes).to(device)).cpu().numpy()
+        for i, features in zip(batch, out):
+            yield int(i), features[:lengths[i]]
 
 
 def evaluate_clips(net, clips, spec, mean, std, device=None, full=False, loss="l1_smooth", min_frames=None, max_frames=MAX_EVAL_FRAMES,
