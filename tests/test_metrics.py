@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import sqrtm
+from scipy.spatial.transform import Rotation
 
 from utils import metrics
 from utils.motion_spec import T2M
@@ -50,6 +51,16 @@ def test_procrustes_does_not_mirror_and_never_loses_to_the_unaligned():
     pred = real + 0.1 * body(seed=5)
     centred = metrics.joint_error(pred - pred.mean(-2, keepdim=True), real - real.mean(-2, keepdim=True)).square().sum(-1)
     assert (metrics.joint_error(metrics.procrustes_align(pred, real), real).square().sum(-1) <= centred + 1e-9).all()
+
+
+@pytest.mark.parametrize("mirror", [1.0, -1.0])
+def test_procrustes_rotates_as_scipy_does(mirror):
+    real, pred = body(clips=1)[0], body(seed=3, clips=1)[0] + body(clips=1)[0] * torch.tensor([mirror, 1.0, 1.0])
+    aligned = metrics.procrustes_align(pred, real)
+    for a, p, r in zip(aligned.numpy(), pred.numpy(), real.numpy()):
+        p, r = p - p.mean(0), r - r.mean(0)
+        turned = p @ Rotation.align_vectors(r, p)[0].as_matrix().T
+        np.testing.assert_allclose(a - a.mean(0), turned * (turned * r).sum() / (p * p).sum(), atol=1e-7)
 
 
 def test_procrustes_of_a_point_is_finite():
