@@ -63,6 +63,22 @@ def test_procrustes_rotates_as_scipy_does(mirror):
         np.testing.assert_allclose(a - a.mean(0), turned * (turned * r).sum() / (p * p).sum(), atol=1e-7)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 0.3, 0.1), (1, 0.3, 1e-3), (1, 0.3, 0), (1, 0, 0)])
+def test_the_nearest_rotation_of_bodies_flat_thin_and_mirrored(shape, dtype):
+    real = body(clips=40) * torch.tensor(shape)
+    pred = real @ rotation(1) + 0.05 * body(seed=5, clips=40) * torch.tensor(shape)
+    pred[::2] *= torch.tensor([-1.0, 1.0, 1.0])
+    h = (pred.mT @ real).to(dtype)
+    result = metrics.nearest_rotation(h)
+    eps = 1000 * torch.finfo(dtype).eps
+    torch.testing.assert_close(result @ result.mT, torch.eye(3, dtype=dtype).expand_as(h), atol=eps, rtol=0)
+    assert (torch.linalg.det(result) > 0).all()
+    s = torch.linalg.svdvals(h)
+    greatest = s[..., 0] + s[..., 1] + s[..., 2] * torch.linalg.det(h).sign()
+    torch.testing.assert_close((result * h).sum((-1, -2)), greatest, atol=float(eps * s.max()), rtol=0)
+
+
 def test_procrustes_of_a_point_is_finite():
     assert torch.isfinite(metrics.procrustes_align(torch.zeros(1, 4, 22, 3), torch.ones(1, 4, 22, 3))).all()
 

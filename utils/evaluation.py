@@ -19,7 +19,7 @@ from utils.motion_process import recover_from_ric
 from utils.motion_spec import MAX_EVAL_FRAMES, UNIT_LENGTH
 
 BATCH_FRAMES = 8192  # frames in one forward pass
-PART_FRAMES = 1024   # and in one pass of metrics
+PART_FRAMES = 2048   # and in one pass of metrics
 SPARE = 0.05         # padding that similar lengths may cost, as a share of the frames
 CLIP_METRICS = ("recons", "mpjpe", "mpjpe_global")  # what `per_clip` and a breakdown show
 
