@@ -16,19 +16,17 @@ import math
 import os
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 
 from dataset.dataset_TM_eval import draw, load_captioned, verbs_of_clips
-from dataset.motion_folder import describe_statistics, find_statistics, load_split
+from dataset.motion_folder import describe_statistics, find_data, load_split
 from models.evaluator_wrapper import find_missing, load_extractors
 from models.vqvae import HumanVQVAE
 from utils.checkpoint import load_checkpoint, write_json
 from utils.device import pick_device
 from utils.errors import UserError, exit_cleanly
 from utils.evaluation import CLIP_METRICS, break_down, evaluate_clips
-from utils.motion_spec import get_spec
 from utils.text_evaluation import evaluate_text
 
 # metric → (heading with unit, digits, which is better: -1 less, 1 more, 0 neither)
@@ -50,28 +48,6 @@ COLUMNS = {
 COMPARED = [name for name in COLUMNS if not name.endswith("_real") and name not in ("bits_per_second", "dead_codes")]
 
 
-def find_data(path, saved, net, args):
-    """Folder, statistics and remarks for one checkpoint: its own arguments and mean/std first, then the flags' and the folder's."""
-    spec = get_spec(args.dataname or saved.get("dataname") or net.spec.name)
-    if spec.width != net.spec.width:
-        raise UserError(f"{path}: a network of {net.spec.width} features, and --dataname {spec.name} has {spec.width}; leave the flag out")
-    root = args.data_root or saved.get("data_root") or spec.data_root
-    remarks = []
-    if net.mean is None:
-        mean, std, folder = find_statistics(SimpleNamespace(data_root=root, meta_dir=args.meta_dir), spec)
-        net.mean, net.std = mean, std
-        return spec, root, [f"the checkpoint carries no mean and std: taken from {folder} (the {describe_statistics(std)}'s kind)"]
-    try:
-        mean, std, folder = find_statistics(SimpleNamespace(data_root=root, meta_dir=args.meta_dir or saved.get("meta_dir")), spec)
-    except UserError:  # the checkpoint's own are enough
-        return spec, root, remarks
-    if not (np.allclose(mean, net.mean, rtol=1e-5, atol=1e-7) and np.allclose(std, net.std, rtol=1e-5, atol=1e-7)):
-        largest = int(np.argmax(np.abs(mean - net.mean) / net.std + np.abs(np.log(std / net.std))))
-        remarks.append(f"mean and std in {folder} differ from the checkpoint's, most in entry {largest} (std {std[largest]:.5g}, checkpoint "
-                       f"{net.std[largest]:.5g}); the checkpoint's are used")
-    return spec, root, remarks
-
-
 def evaluate(path, args, device, extractors_of):
     """One checkpoint → the content of its eval_SPLIT.json. `extractors_of(spec)` → (extractors or None, what is missing)."""
     checkpoint = load_checkpoint(path)
@@ -82,7 +58,7 @@ def evaluate(path, args, device, extractors_of):
     batch_frames = args.batch_size * 128
     result = evaluate_clips(net, clips, spec, net.mean, net.std, device, full=True, loss=saved.get("recons_loss", "l1_smooth"),
                             batch_frames=batch_frames)
-    joints, per_clip, skipped = result.pop("joints"), result.pop("per_clip"), result.pop("skipped")
+    joints, per_clip, skipped, _ = (result.pop(name) for name in ("joints", "per_clip", "skipped", "counts"))
     if clips.bad:
         skipped["cannot be used"] = clips.bad
     extractors, missing = extractors_of(spec)
@@ -219,7 +195,8 @@ def main(args):
     for path in args.checkpoints:
         contents.append(evaluate(path, args, device, extractors_of))
         print(report(contents[-1], args.markdown), flush=True)
-        target = args.out_json or os.path.join(os.path.dirname(path), f"eval_{args.split}.json")
+        folder = path if os.path.isdir(path) else os.path.dirname(path)
+        target = args.out_json or os.path.join(folder, f"eval_{args.split}.json")
         files.setdefault(target, []).append(contents[-1])
         try:  # after each, so that nothing measured is lost; several checkpoints of one folder share its file, as a list
             write_json(target, contents[-1] if len(files[target]) == 1 else files[target])

@@ -2,6 +2,7 @@
 
     python train_vq.py @options/t2m.args                     # the published recipe, on dataset/HumanML3D
     python train_vq.py @options/t2m.args --resume auto       # go on exactly where it stopped
+    torchrun --nproc-per-node 4 train_vq.py @options/t2m.args --resume auto    # the same run on four devices
     tensorboard --logdir output
 
 Reads top to bottom: flags → run folder → data → network → optimizer → one loop, warm-up included. The run folder gets args.json, run.log,
@@ -27,17 +28,20 @@ from tqdm import tqdm
 from dataset.dataset_TM_eval import draw, load_captioned
 from dataset.dataset_VQ import WindowFeed
 from dataset.motion_folder import describe_statistics, find_clips, find_statistics, load_split
-from dataset.prepare.demo_set import ensure_demo
 from models.evaluator_wrapper import find_missing, load_extractors
 from models.vqvae import HumanVQVAE, load_net
 from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.device import pick_device
+from utils.dashboard import Dashboard
+from utils.device import can_compile, pick_device, set_precision
+from utils.distributed import all_reduce, equal_everywhere, from_rank_zero, rank_and_world, rank_zero_first, start_ranks
 from utils.errors import UserError, exit_cleanly
 from utils.evaluation import evaluate_clips, select_clips
 from utils.losses import ReConsLoss
 from utils.motion_spec import MAX_EVAL_FRAMES, get_spec
 from utils.run_folder import Events, check_flags, close_log, find_state, open_log, open_run, write_args
+from utils.signals import Signals
 from utils.text_evaluation import evaluate_text
+from utils.training import build_objective, learning_rate, train_step
 
 MEANS = ("L1", "Vel", "Commit", "PPL", "Grad_norm")  # averaged between prints, under these TensorBoard tags
 TEST_TAGS = {"fid": "FID", "diversity": "Diversity"}  # upstream's spelling; the others are logged by their own names
@@ -50,26 +54,6 @@ BEST = {  # net_best_NAME.pth: the smallest of
 }
 
 
-def learning_rate(step, args):
-    """Upstream's schedule as a function of the step, counted from 1 through warm-up and training.
-
-    Warm-up steps 1 … w-1 (w = --warm-up-iter) run at lr·(step+1)/(w+1); training starts from the rate the warm-up ended at, times gamma
-    for every milestone that training iteration step-(w-1) has passed.
-    """
-    warm_up = max(args.warm_up_iter - 1, 0)
-    if step <= warm_up:
-        return args.lr * (step + 1) / (args.warm_up_iter + 1)
-    base = args.lr * (warm_up + 1) / (args.warm_up_iter + 1) if warm_up else args.lr
-    return base * args.gamma ** sum(step - warm_up > milestone for milestone in args.lr_scheduler)
-
-
-def losses(net, loss_fn, x, args):
-    """One forward pass of windows x (B, T, D): a dictionary of named scalars, `total` to descend on."""
-    out, commit, perplexity = net(x)
-    recons, vel = loss_fn(out, x), loss_fn.forward_vel(out, x)
-    return dict(total=recons + args.commit * commit + args.loss_vel * vel, recons=recons, vel=vel, commit=commit, perplexity=perplexity)
-
-
 def new_totals(args, device):
     """Sums of MEANS and their count, and the codes used, between two prints. On the device: nothing waits for them before the print."""
     return dict(sums=torch.zeros(len(MEANS) + 1, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device),
@@ -78,11 +62,13 @@ def new_totals(args, device):
 
 def validate(net, val, mean, std, step, args):
     """Metrics of the validation split: `val` holds its clips and, where the extractors are there, them and its captions."""
-    result = evaluate_clips(net, val.clips, net.spec, mean, std, loss=args.recons_loss)
+    rank, world = rank_and_world()
+    result = evaluate_clips(net, val.clips, net.spec, mean, std, loss=args.recons_loss, rank=rank, world_size=world, reduce=all_reduce)
     if val.extractors:
         draws = [draw(val.captioned, np.random.default_rng([args.seed, step]))]
-        result.update(evaluate_text(net, val.clips, val.captioned, draws, val.extractors, mean, std, args.seed))
-    return {name: float(value) for name, value in result.items() if isinstance(value, (int, float))}
+        result.update(evaluate_text(net, val.clips, val.captioned, draws, val.extractors, mean, std, args.seed, rank=rank, world_size=world,
+                                    reduce=all_reduce))
+    return {name: float(value) if isinstance(value, (int, float)) else value for name, value in result.items()}
 
 
 def load_validation(args, root, spec, mean, std, log):
@@ -122,7 +108,9 @@ def report_statistics(std, meta, root, spec, log):
 
 @exit_cleanly
 def main(args):
-    """Train as `args` (of the options module) say. Returns the exit code."""
+    """Train as `args` (of the options module) say, alone or as one rank of a torchrun. Returns the exit code."""
+    if start_ranks()[0]:  # rank 0 keeps the run folder and speaks for all
+        return train(args, None, open_log(None))
     own_state = args.resume_pth and os.path.basename(args.resume_pth).startswith("state_") and \
         os.path.abspath(os.path.dirname(args.resume_pth)) == os.path.abspath(os.path.join(args.out_dir, args.exp_name))
     path, lock = open_run(args.out_dir, args.exp_name, resume=bool(args.resume or own_state), overwrite=args.overwrite)
@@ -137,12 +125,33 @@ def main(args):
         lock.close()
 
 
+def load_data(args, root, spec, log):
+    """Everything read from the data folder: training clips, their feed, validation, mean, std and where these are from."""
+    if args.dataname == "demo":
+        from dataset.prepare.demo_set import ensure_demo  # here, for the preparation is slow to import
+        if ensure_demo(root):
+            log.info(f"{root}: made the demo set")
+    find_clips(root)
+    mean, std, meta = find_statistics(args, spec)
+    clips = load_split(root, "train", spec, mean, std, args.skip_bad_clips, cache=not args.no_cache)
+    feed = WindowFeed(clips, args.window_size, args.batch_size, args.seed)
+    return clips, feed, load_validation(args, root, spec, mean, std, log), mean, std, meta
+
+
 def train(args, path, log):
-    """`main` inside its locked run folder."""
-    state = find_state(args, path, log)
+    """`main` inside its locked run folder; on every rank but 0 `path` is None and `log` silent."""
+    rank, world = rank_and_world()
+    lead = rank == 0
+    if args.batch_size % (world * args.grad_accum):
+        raise UserError(f"--batch-size {args.batch_size} does not divide into {world} ranks × --grad-accum {args.grad_accum} equal parts")
+    if world > 1 and args.vq_norm == "BN":
+        raise UserError("--vq-norm BN cannot work on several ranks: each would normalise its own windows")
+    state = from_rank_zero(find_state(args, path, log) if lead else None)
     if state:
         check_flags(args, state, log)
     device, spec = pick_device(args.device), get_spec(args.dataname)
+    set_precision(args, device)
+    dtype = torch.float64 if args.float64 else torch.float32
     warm_up = max(args.warm_up_iter - 1, 0)
     last = warm_up + args.total_iter
     if state and state["iter"] > last:
@@ -150,64 +159,69 @@ def train(args, path, log):
 
     # data: every clip once in memory, normalised; which windows make up a batch follows from the step
     root = args.data_root or spec.data_root
-    if args.dataname == "demo" and ensure_demo(root):
-        log.info(f"{root}: made the demo set")
-    find_clips(root)
-    mean, std, meta = find_statistics(args, spec)
-    clips = load_split(root, "train", spec, mean, std, args.skip_bad_clips, cache=not args.no_cache)
-    feed = WindowFeed(clips, args.window_size, args.batch_size, args.seed)
-    val = load_validation(args, root, spec, mean, std, log)
+    with rank_zero_first():
+        clips, feed, val, mean, std, meta = load_data(args, root, spec, log)
     if state and state["content"] != clips.content:
         log.warning(f"the training clips in {root} have changed since the state was saved; later values will differ from the first run's")
 
     # network: new, from a state, or from any checkpoint's weights
     torch.manual_seed(args.seed)
-    torch.backends.cudnn.deterministic = True
     net = HumanVQVAE.from_args(args)
-    start = state or (load_checkpoint(args.resume_pth) if args.resume_pth else None)
+    start = state or (from_rank_zero(load_checkpoint(args.resume_pth) if lead else None) if args.resume_pth else None)
     if start:
         load_net(net, start, args.resume_pth or path)
     net.mean, net.std = mean, std
-    net.to(device).train()
+    net.to(device, dtype).train()
     quantizer = net.vqvae.quantizer
-    quantizer.deferred = True  # the codebook moves after the loss and the gradient have been looked at
-    loss_fn = ReConsLoss(args.recons_loss, spec.joints, args.vel_slice)
+    why_not = can_compile(device) if args.compile else None
+    if why_not:
+        log.warning(f"--compile: torch.compile does not work here ({why_not}); the run goes on without")
+    objective = build_objective(net, ReConsLoss(args.recons_loss, spec.joints, args.vel_slice), args, compiled=args.compile and not why_not)
     optimizer = torch.optim.AdamW(net.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=args.weight_decay, fused=True)
+    scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
     totals, best, step, skipped = new_totals(args, device), {}, 0, 0
     if state:
         optimizer.load_state_dict(state["optimizer"])
+        if state.get("scaler") and scaler.is_enabled():
+            scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["rng"])
         if device.type == "cuda" and state.get("rng_cuda") is not None:
             torch.cuda.set_rng_state(state["rng_cuda"])
         totals = {name: value.to(device) for name, value in state["totals"].items()}
         best, step, skipped = dict(state["best"]), state["iter"], state["skipped"]
 
-    write_args(path, args)
+    if lead:
+        write_args(path, args)
     events = Events(path, log, (state or args.resume) and (lambda tag, at: at <= (step if tag.startswith("./Warmup") else step - warm_up)))
+    board = Dashboard(events, net, val, args.nb_vis, state.get("usage", ()) if state else ())
     log.info(f"{args.dataname}: {len(feed)} training clips, {clips.offsets[-1]} frames, from {root}"
              + (f"; {feed.too_short} clips are shorter than a window of {args.window_size}" if feed.too_short else "")
              + (f"; {len(clips.bad)} bad clips left out" if clips.bad else ""))
     report_statistics(std, meta, root, spec, log)
     log.info(f"{args.quantizer} codebook of {args.nb_code} × {args.code_dim}, {sum(p.numel() for p in net.parameters()) / 1e6:.2f} M parameters, "
-             f"{device}, steps {step + 1} to {last} ({warm_up} of warm-up)")
+             f"{f'{world} ranks on ' if world > 1 else ''}{device}, steps {step + 1} to {last} ({warm_up} of warm-up)")
     if start and not state:
         log.info(f"weights from {args.resume_pth}; the optimizer and the schedule start anew")
 
     def whole_state():
-        return dict(checkpoint(), optimizer=optimizer.state_dict(), totals=totals, skipped=skipped, rng=torch.get_rng_state(),
-                    rng_cuda=torch.cuda.get_rng_state() if device.type == "cuda" else None, content=clips.content)
+        return dict(checkpoint(), optimizer=optimizer.state_dict(), scaler=scaler.state_dict(), totals=totals, skipped=skipped, usage=board.usage,
+                    rng=torch.get_rng_state(), rng_cuda=torch.cuda.get_rng_state() if device.type == "cuda" else None, content=clips.content)
 
     def checkpoint():
         return dict(net=net.state_dict(), args=vars(args), iter=step,
                     mean=torch.from_numpy(mean), std=torch.from_numpy(std), quantizer=quantizer.training_state(), best=best)
 
-    def save_state():
-        save_checkpoint(os.path.join(path, "state_last.pth"), whole_state(), keep_previous="state_prev.pth")
+    def save(name, content, **keep):
+        if lead:
+            save_checkpoint(os.path.join(path, name), content, **keep)
 
     def stop_on_bad_numbers():
         """Read the bad steps since the last look from the device; returns the last good step when the run must stop there, else None."""
         nonlocal skipped
         count, first = bad.tolist()
+        if scaler.is_enabled() and scaler.get_scale() < 1:
+            log.error(f"--amp fp16: by step {step} the gradient is not finite at any scale; go on from an earlier state with --amp bf16 or off")
+            return step
         if count == 0:
             return None
         names = [clips.names[i] for i in feed.select(first - 1)[0]]
@@ -220,47 +234,30 @@ def train(args, path, log):
         log.error(f"{at}; stopped, codebook and weights are those of the last good step")
         return first - 1 if args.on_nan == "stop" else step
 
-    # signals: finish the step, save, leave; a second one quits at once
-    caught = []
-
-    def catch(number, _):
-        caught.append(number)
-        for number in handlers:
-            signal.signal(number, signal.SIG_DFL)
-
-    handlers = {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     bad = torch.zeros(2, dtype=torch.int64, device=device)  # bad steps since the last look, and the first of them
-    last_good, saved, since, since_step = None, step, time.monotonic(), step
-    bar = tqdm(total=last, initial=step, desc=args.exp_name, unit="it", dynamic_ncols=True, disable=None)
+    last_good, stopped_by, diverged, saved, since, since_step = None, 0, False, step, time.monotonic(), step
+    batches = feed.on_device(step, device, args.data_device, rank, world, args.grad_accum)
+    bar = tqdm(total=last, initial=step, desc=args.exp_name, unit="it", dynamic_ncols=True, disable=None if lead else True)
+    signals = Signals(ask_every=1 if device.type == "cpu" else 20)  # finish the step, save, leave; a second one quits at once
     try:
-        while step < last and not caught:
+        while step < last and not stopped_by:
             step += 1
             lr = learning_rate(step, args)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            x = feed.batch(step - 1).to(device)
 
-            # one step: look at loss and gradient first; a bad one moves neither weights nor codebook, decided on the device
-            values = losses(net, loss_fn, x, args)
-            optimizer.zero_grad(set_to_none=True)
-            values["total"].backward()
-            norm = torch.nn.utils.get_total_norm([p.grad for p in net.parameters() if p.grad is not None])
-            refuse = ~torch.isfinite(values["total"].detach() + norm)
-            if args.on_nan == "stop":  # nothing moves any more until somebody has looked
-                refuse = refuse | (bad[0] > 0)
-            counts = quantizer.update(refuse)
-            optimizer.found_inf = refuse.float()
-            optimizer.step()
-            bad += torch.stack([refuse.long(), torch.where(refuse & (bad[1] == 0), step, 0)])
-            row = torch.stack([values["recons"].detach(), values["vel"].detach(), values["commit"].detach(), quantizer.perplexity(counts), norm,
-                               torch.ones_like(norm)])
-            totals["sums"] += torch.where(refuse, 0, row.to(totals["sums"].dtype))
-            totals["used"] |= counts > 0
+            # one step; a bad one moves neither weights nor codebook, and with --on-nan stop nothing moves until somebody has looked
+            done = train_step(objective, net, optimizer, scaler, [x.to(dtype) for x in next(batches)], (bad[0] > 0) & (args.on_nan == "stop"))
+            is_bad = done.refused if args.amp != "fp16" else done.refused & ~torch.isfinite(done.values[-1])  # else the scale was too large
+            bad += torch.stack([is_bad.long(), torch.where(is_bad & (bad[1] == 0), step, 0)])
+            row = torch.stack([*done.values[:3], quantizer.perplexity(done.counts), done.norm, torch.ones_like(done.norm)])
+            totals["sums"] += torch.where(done.refused, 0, row.to(totals["sums"].dtype))
+            totals["used"] |= done.counts > 0
             bar.update()
             if device.type == "cpu":  # elsewhere reading these would wait for the device
                 rate = args.batch_size * (step - since_step) / (time.monotonic() - since)
                 bar.set_postfix(loss=f"{float(row[0]):.4f}", ppl=f"{float(row[3]):.1f}", clips_s=f"{rate:.0f}", refresh=False)
-                if bool(refuse) and (last_good := stop_on_bad_numbers()) is not None:
+                if bool(is_bad) and (last_good := stop_on_bad_numbers()) is not None:
                     break
 
             # once in a while: the log line
@@ -268,11 +265,14 @@ def train(args, path, log):
             if iteration % args.print_iter == 0 or step == warm_up or step == last:
                 if (last_good := stop_on_bad_numbers()) is not None:
                     break
+                if diverged := not equal_everywhere([quantizer.codes]):
+                    break
                 means = dict(zip(MEANS, (totals["sums"] / totals["sums"][-1]).tolist()))
                 use = totals["used"].sum().item() / args.nb_code
                 rate = args.batch_size * (step - since_step) / (time.monotonic() - since)
                 events.scalars(iteration, {f"./{phase}/{tag}": value for tag, value in
-                                           {**means, "LR": lr, "Codebook_use": use, "Windows_per_s": rate}.items()})
+                                           {**means, "LR": lr, "Codebook_use": use, "Windows_per_s": rate,
+                                            **({"Loss_scale": scaler.get_scale()} if scaler.is_enabled() else {})}.items()})
                 log.info(f"{phase} iter {iteration}: lr {lr:.6f} recons {means['L1']:.5f} vel {means['Vel']:.5f} commit {means['Commit']:.5f} "
                          f"ppl {means['PPL']:.2f} codes used {use:.0%} grad {means['Grad_norm']:.3f} | {rate:.0f} windows/s")
                 bar.set_postfix(loss=f"{means['L1']:.4f}", ppl=f"{means['PPL']:.1f}", clips_s=f"{rate:.0f}", refresh=False)
@@ -281,38 +281,48 @@ def train(args, path, log):
             # once in a while: validation, and the weights
             evaluates = (iteration % args.eval_iter == 0 and phase == "Train") or step == last
             saves = step % args.save_iter == 0 or step == last
-            if (evaluates or saves) and (last_good := stop_on_bad_numbers()) is not None:
-                break
+            if evaluates or saves:
+                if (last_good := stop_on_bad_numbers()) is not None:
+                    break
+                if diverged := not equal_everywhere(net.state_dict().values()):
+                    break
             if evaluates:
                 if val is not None:
                     result = validate(net, val, mean, std, step, args)
-                    events.scalars(iteration, {f"./Test/{TEST_TAGS.get(name, name)}": value for name, value in result.items()})
+                    events.scalars(iteration, {f"./Test/{TEST_TAGS.get(name, name)}": value for name, value in result.items()
+                                               if isinstance(value, float) and name not in ("clips", "frames")})
+                    board.evaluation(result, iteration)
                     log.info(f"val after {iteration}: recons {result['recons']:.5f}, MPJPE {result['mpjpe']:.2f} mm root-aligned, "
                              f"{result['mpjpe_global']:.1f} mm global, codes used {result['codes_used']:.0f}, perplexity {result['perplexity']:.1f}"
                              + (f", FID {result['fid']:.4f}, top 1 {result['top1']:.3f}" if "fid" in result else ""))
                     for name, value in ((name, score(result)) for name, score in BEST.items() if name == "mpjpe" or "fid" in result):
                         if value < best.get(name, float("inf")):
                             best[name] = value
-                            save_checkpoint(os.path.join(path, f"net_best_{name}.pth"), checkpoint())
-                save_checkpoint(os.path.join(path, "net_last.pth"), checkpoint())
+                            save(f"net_best_{name}.pth", checkpoint())
+                save("net_last.pth", checkpoint())
                 events.flush()
             if saves:
-                save_state()
+                save("state_last.pth", whole_state(), keep_previous="state_prev.pth")
                 saved = step
+            stopped_by = signals.stop(step)
         if last_good is not None:
             step = last_good
-        if step != saved and not (last_good is not None and args.vq_norm == "BN"):  # batch norm's averages have seen the bad batch
-            save_state()
+        if step != saved and not diverged and not (last_good is not None and args.vq_norm == "BN"):  # batch norm's averages have seen the bad batch
+            save("state_last.pth", whole_state(), keep_previous="state_prev.pth")
+        if lead and step == last and last_good is None and not diverged:
+            board.finish(args, path, log)
     finally:
         bar.close()
         events.close()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    if last_good is not None:
+        signals.release()
+    if diverged:
+        log.error(f"the ranks hold different weights or codebooks after step {step}; nothing was saved of it: go on from the last state with "
+                  "--resume auto, on machines of one kind")
+    if diverged or last_good is not None:
         return 1
-    if caught:
-        log.info(f"stopped by {signal.Signals(caught[0]).name} after step {step}; the state is saved: go on with --resume auto")
-        return 128 + caught[0]
+    if stopped_by:
+        log.info(f"stopped by {signal.Signals(stopped_by).name} after step {step}; the state is saved: go on with --resume auto")
+        return 128 + stopped_by
     log.info(f"done: {step} steps; weights in {path}/net_last.pth, curves with: tensorboard --logdir {args.out_dir}")
     return 0
 

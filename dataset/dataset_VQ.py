@@ -1,4 +1,6 @@
 """Training windows: which ones make up batch k is a pure function of (seed, k), and a batch is one vectorised gather."""
+import itertools
+
 import numpy as np
 import torch
 
@@ -62,3 +64,42 @@ class WindowFeed:
         """Batch k (its slice for `rank`) as a new (B, window, D) float32 tensor."""
         starts = self.select(k, rank, world_size)[1]
         return torch.from_numpy(self._windows[starts].reshape(len(starts), *self._shape))
+
+    def on_device(self, first, device, where="auto", rank=0, world_size=1, parts=1):
+        """Endless: this rank's slice of batch `first`, `first` + 1, … as `parts` equal tensors (B / parts, window, D) on the device.
+
+        where, on CUDA: `device` keeps all frames there and gathers windows there; `host` copies each batch from pinned memory while the
+        one before is in use; `auto` is `device` where the frames take at most half of the free memory. Other devices are fed batch by batch.
+        """
+        slices = ((k, rank * parts + part, world_size * parts) for k in itertools.count(first) for part in range(parts))
+        if where == "auto" and device.type == "cuda":
+            where = "device" if self.clips.frames.nbytes <= torch.cuda.mem_get_info(device)[0] / 2 else "host"
+        if where == "device":
+            tensors = self._gathered(slices, device)
+        elif device.type == "cuda":
+            tensors = self._copied_ahead(slices, device)
+        else:
+            tensors = (self.batch(*which).to(device) for which in slices)
+        while True:
+            yield [next(tensors) for _ in range(parts)]
+
+    def _gathered(self, slices, device):
+        """Windows of `slices` out of frames that live on the device."""
+        frames, within = torch.tensor(self.clips.frames, device=device), torch.arange(self.window, device=device)
+        for which in slices:
+            starts = torch.from_numpy(self.select(*which)[1])
+            if device.type == "cuda":
+                starts = starts.pin_memory().to(device, non_blocking=True)
+            yield frames[starts[:, None] + within]
+
+    def _copied_ahead(self, slices, device):
+        """Windows of `slices` from pinned memory: while one is in use, the next is on its way on a stream of its own."""
+        stream, ahead = torch.cuda.Stream(device), None
+        for which in slices:
+            with torch.cuda.stream(stream):
+                coming = self.batch(*which).pin_memory().to(device, non_blocking=True)
+            if ahead is not None:
+                torch.cuda.current_stream(device).wait_event(ahead[1])
+                ahead[0].record_stream(torch.cuda.current_stream(device))
+                yield ahead[0]
+            ahead = coming, stream.record_event()

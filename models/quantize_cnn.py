@@ -1,33 +1,20 @@
 """Four quantizers on one base (T2M-GPT models/quantize_cnn.py; EMA and reset after Jukebox, arXiv 2005.00341).
 
-Training reads: latents → rows → nearest code → loss → straight-through, then `update` moves the codebook, so that the output
-always uses the codebook from before the batch. N windows, C channels, T' latent frames, K codes, R = N·T' rows.
+Training reads: latents → rows → nearest code → loss → straight-through (`look_up`), then `update` moves the codebook, so that the output
+always uses the codebook from before the batch. `forward` does both; a trainer that wants to look at the loss and the gradient first, or
+that takes a batch in parts, calls the two itself. N windows, C channels, T' latent frames, K codes, R = N·T' rows.
 """
 import torch
-import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 
-
-def _all_reduce(tensor):
-    """Sum over the ranks of a distributed run, in place; nothing to do in a single process."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(tensor)
-    return tensor
-
-
-def _ranks():
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
+from utils.distributed import all_reduce, rank_and_world
 
 
 class BaseQuantizer(nn.Module):
     """Nearest-code look-up, straight-through and the statistics of a training batch; a variant adds its loss and how its codes move.
 
-    The batch may come in `chunks` equal parts (gradient accumulation) and from several ranks: statistics add up in `_pending` until
-    `update()`. With `deferred` False, `forward` calls `update()` itself; a trainer that wants to look at the loss first, or that
-    accumulates, sets it True and calls `update()` once per step.
+    In a run of several ranks each sees its equal slice of the batch, in the order of the ranks; statistics and fill are the whole batch's.
     """
 
     fills_from_data = True  # whether the first training batch becomes the codebook
@@ -37,8 +24,6 @@ class BaseQuantizer(nn.Module):
         super().__init__()
         self.nb_code, self.code_dim = nb_code, code_dim
         self.filled = not self.fills_from_data
-        self.deferred, self.chunks = False, 1
-        self.drop_pending()
         self.register_load_state_dict_post_hook(lambda module, _: module._after_load())
 
     @property
@@ -56,25 +41,38 @@ class BaseQuantizer(nn.Module):
         """Code indices of any shape → their codes, shape + (C,)."""
         return F.embedding(code_idx, self.codes)
 
-    def forward(self, x):
-        """x (N, C, T') → quantized (N, C, T'), commitment loss and perplexity (scalars). float32 (or float64) whatever autocast says."""
+    def to_rows(self, x):
+        """Latents (N, C, T') → rows (N·T', C), float32 (or float64) whatever autocast made of them."""
+        if x.dtype in (torch.float16, torch.bfloat16):
+            x = x.float()
+        return x.transpose(1, 2).reshape(-1, x.shape[1])
+
+    def look_up(self, x):
+        """x (N, C, T') → quantized (N, C, T'), commitment loss (), rows (R, C) and code indices (R,); changes nothing."""
         with torch.autocast(x.device.type, enabled=False):
-            if x.dtype in (torch.float16, torch.bfloat16):
-                x = x.float()
-            rows = x.transpose(1, 2).reshape(-1, x.shape[1])          # (N, C, T') → (R, C)
-            if self.training and not self.filled:
-                self.fill(rows.detach())
+            rows = self.to_rows(x)
             idx = self.quantize(rows.detach())
             z = self.dequantize(idx)
             loss = self.loss(rows, z)
             out = rows + (z - rows).detach()                          # straight-through: the gradient passes unchanged
             out = out.view(x.shape[0], x.shape[2], x.shape[1]).transpose(1, 2)
-            perplexity = self._count(rows.detach(), idx)
-        return out, loss, perplexity
+        return out, loss, rows.detach(), idx
+
+    def forward(self, x):
+        """x (N, C, T') → quantized (N, C, T'), commitment loss and perplexity (scalars). In training the codebook fills and moves."""
+        if self.training and not self.filled:
+            self.fill(self.to_rows(x.detach()))
+        out, loss, rows, idx = self.look_up(x)
+        counts = self.update(rows, idx) if self.training else self.count(idx)
+        return out, loss, self.perplexity(counts.to(rows.dtype))
 
     def loss(self, x, z):
         """Commitment loss: the codebook itself gets no gradient."""
         return F.mse_loss(x, z.detach())
+
+    def count(self, idx):
+        """How often each code stands in idx (R,): (K,) int64."""
+        return torch.zeros(self.nb_code, dtype=torch.int64, device=idx.device).index_add_(0, idx, torch.ones_like(idx))
 
     def perplexity(self, counts):
         """exp(-Σ p log(p + eps)) of code counts (K,)."""
@@ -82,37 +80,20 @@ class BaseQuantizer(nn.Module):
         return torch.exp(-(p * torch.log(p + self.eps)).sum())
 
     @torch.no_grad()
-    def _count(self, rows, idx):
-        counts = torch.zeros(self.nb_code, dtype=rows.dtype, device=rows.device)
-        counts.index_add_(0, idx, torch.ones_like(rows[:, 0]))
-        if self.training:
-            statistics = torch.cat([counts[:, None], *self._statistics(rows, idx)], 1)
-            self._pending = statistics if self._pending is None else self._pending + statistics
-            self._rows, self._chunk = self._rows + len(rows), self._chunk + 1
-            if not self.deferred:
-                counts = self.update()
-        return self.perplexity(counts)
-
-    def _statistics(self, rows, idx):
-        """What `_move` needs of a batch besides the counts: tensors of (K, ·) that add up over chunks and ranks."""
-        return ()
-
-    @torch.no_grad()
-    def update(self, refuse=None):
-        """Move the codebook by the statistics gathered since the last update; returns the code counts (K,) of the whole batch.
+    def update(self, rows, idx, refuse=None):
+        """Move the codebook by this rank's rows (R, C) of a batch and their codes (R,); returns the whole batch's code counts (K,).
 
         refuse: a bool tensor (); where it is True the codebook stays as it is, decided on the device. Statistics that are not finite
         never move it.
         """
-        statistics = _all_reduce(self._pending)
+        statistics = all_reduce(torch.cat([self.count(idx)[:, None].to(rows.dtype), *self._statistics(rows, idx)], 1))
         ok = torch.isfinite(statistics).all()
-        self._move(statistics, self._rows * _ranks()[1], ok if refuse is None else ok & ~refuse)
-        self.drop_pending()
+        self._move(statistics, len(rows) * rank_and_world()[1], ok if refuse is None else ok & ~refuse)
         return statistics[:, 0]
 
-    def drop_pending(self):
-        """Forget the statistics gathered since the last update."""
-        self._pending, self._rows, self._chunk = None, 0, 0
+    def _statistics(self, rows, idx):
+        """What `_move` needs of a batch besides the counts: tensors of (K, ·) that add up over ranks."""
+        return ()
 
     def _move(self, statistics, rows, ok):
         """Move the codes, where `ok`, by the statistics (K, 1 + ·) of a batch of `rows` rows. A codebook learnt by gradient does not."""
@@ -142,21 +123,14 @@ class CodebookQuantizer(BaseQuantizer):
         """Forget the fill: the next training batch fills the codebook again."""
         self.filled = False
         self.codebook.zero_()
-        self.drop_pending()
 
     def _after_load(self):
         # a loaded codebook counts as filled, unless it is one that was saved before its first batch
         self.filled = bool(self.codebook.any())
-        self.drop_pending()
 
     def _first_rows(self, rows):
-        """(K, C): this chunk's share of the global batch's first K rows, at their places; zeros elsewhere."""
-        rank, _ = _ranks()
-        return self._place(rows, (rank * self.chunks + self._chunk) * len(rows))
-
-    def _place(self, rows, start):
-        """(K, C) of zeros but for `rows`, from row `start` on, as far as they fit."""
-        placed = torch.zeros_like(self.codebook)
+        """(K, C): this rank's share of the batch's first K rows, at their places; zeros elsewhere."""
+        start, placed = rank_and_world()[0] * len(rows), torch.zeros_like(self.codebook)
         if start < self.nb_code:
             part = rows[:self.nb_code - start]
             placed[start:start + len(part)] = part
@@ -171,9 +145,8 @@ class CodebookQuantizer(BaseQuantizer):
 
     @torch.no_grad()
     def fill(self, rows):
-        """rows (R, C): this rank's rows of the first batch (all chunks of it). The first K of the global batch become the codebook."""
-        rank, world = _ranks()
-        first = self._tile(_all_reduce(self._place(rows, rank * len(rows))), len(rows) * world)
+        """rows (R, C): this rank's rows of the first batch, all of them. The first K of the whole batch become the codebook."""
+        first = self._tile(all_reduce(self._first_rows(rows)), len(rows) * rank_and_world()[1])
         if torch.isfinite(first).all():  # else the next batch fills it
             self.codebook.copy_(first)
             self.filled = True

@@ -9,7 +9,8 @@ from models.encdec import Decoder, Encoder
 from models.quantize_cnn import QUANTIZERS
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
-from utils.motion_process import recover_from_ric
+from utils.evaluation import apart, buckets, can_mix, evaluating, lay_out
+from utils.motion_process import describe_statistics, extract_features, recover_from_ric
 from utils.motion_spec import SPECS, get_spec
 
 # what rebuilds a net: recorded in every checkpoint under 'args'
@@ -51,14 +52,20 @@ class VQVAE_251(nn.Module):
 
 
 class HumanVQVAE(nn.Module):
-    """The public network; its state-dict keys are upstream's. `mean` and `std` (D,) are set when a checkpoint brings them."""
+    """The public network; its state-dict keys are upstream's. `mean` and `std` (D,) are set when a checkpoint brings them.
+
+    `forward`, `encode` and `forward_decoder` are the network itself: normalised batches on its device. `tokenize`, `decode_joints`,
+    `reconstruct` and `play` are for looking at motion: raw features or joints in, codes or joints out, as tensors on the CPU. They take one
+    clip, a batch, or a list of clips of any lengths, which comes back as a list, each as if it had been alone. They run in eval mode
+    without gradients. Where frames remain past the last whole code (2**down_t frames) they are left out, as in evaluation.
+    """
 
     def __init__(self, args, nb_code=512, code_dim=512, output_emb_width=512, down_t=3, stride_t=2, width=512, depth=3,
                  dilation_growth_rate=3, activation="relu", norm=None):
         super().__init__()
         self.spec = get_spec(args.dataname)
         self.nb_joints, self.nb_code, self.down_t = self.spec.joints, nb_code, down_t
-        self.mean = self.std = None
+        self.mean = self.std = self.iteration = None
         self.vqvae = VQVAE_251(args, nb_code, code_dim, output_emb_width, down_t, stride_t, width, depth, dilation_growth_rate,
                                activation=activation, norm=norm)
 
@@ -80,6 +87,7 @@ class HumanVQVAE(nn.Module):
         args = SimpleNamespace(**{**infer_args(checkpoint["net"], path), **_known(checkpoint.get("args")), **overrides})
         net = cls.from_args(args)
         load_net(net, checkpoint, path)
+        net.iteration = checkpoint.get("iter")
         return net.to(device).eval()
 
     def encode(self, x):
@@ -94,29 +102,69 @@ class HumanVQVAE(nn.Module):
         """x (N, T/4) int64 code indices, or one row of them → features (N, T, D), normalised."""
         return self.vqvae.forward_decoder(x)
 
-    @torch.no_grad()
-    def reconstruct(self, features):
-        """Raw features → joints of their reconstruction.
+    def tokenize(self, motion):
+        """A motion → its codes, (T/4,) int64 (T / 2**down_t in general).
 
-        features: (T, D) or (N, T, D) array or tensor, de-normalised, T ≥ 2**down_t (frames past a multiple of it are left out).
-        Returns (…, T, J, 3) joint positions in the data set's unit (t2m: metres). Raises UserError without statistics.
+        motion: features (T, D), de-normalised, or joints (T, J, 3) in the data set's unit and at its frame rate, as arrays or tensors; T of
+        2**down_t or more, and one frame more for joints, of which `extract_features` makes T - 1 rows. (N, T, D) or (N, T, J, 3) gives
+        (N, T/4), a list gives a list. Raises UserError for other shapes, for what is not finite, and without statistics.
         """
-        features = torch.as_tensor(np.asarray(features), dtype=torch.float32)
-        normalised, single = self.normalise(features), features.dim() == 2
-        out = self(normalised[None] if single else normalised)[0]
-        return self.to_joints(out[0] if single else out)
+        clips, together = _as_list(motion, lambda array: 3 if self._are_joints(array) else 2)
+        clips = [self.normalise(self._features(clip), f"clip {i}") for i, clip in enumerate(clips)]
+        return together(self._in_batches(self.encode, clips))
 
-    def normalise(self, features):
-        """Raw features (…, T, D) → normalised ones on the net's device, cut to whole codes."""
-        mean, std = self._statistics()
-        unit = 2 ** self.down_t
-        if features.shape[-2] < unit or features.shape[-1] != self.spec.width:
-            raise UserError(f"features have shape {tuple(features.shape)}, expected at least {unit} frames of width {self.spec.width}")
-        features = features[..., :features.shape[-2] // unit * unit, :].to(mean.device)
-        return (features - mean) / std
+    def decode_joints(self, codes):
+        """Codes (T',) → joints (4·T', J, 3) float32 in the data set's unit (t2m: metres), 2**down_t frames a code.
+
+        (N, T') gives (N, 4·T', J, 3), a list of rows of any lengths gives a list. Raises UserError for what is no row of codes.
+        """
+        rows, together = _as_list(codes, lambda array: 1)
+        for row in rows:
+            if row.ndim != 1 or len(row) == 0 or row.dtype.kind not in "iu" or row.min() < 0 or row.max() >= self.nb_code:
+                raise UserError(f"{row.dtype} codes of shape {row.shape}{_span(row)}; expected a row of whole numbers, 0 … {self.nb_code - 1}")
+        device = next(self.parameters()).device
+        rows = [torch.from_numpy(row.astype(np.int64)).to(device) for row in rows]
+        features = self._in_batches(self.forward_decoder, rows, 2 ** self.down_t)
+        return together([self.to_joints(row.to(device)).cpu() for row in features])
+
+    def reconstruct(self, motion):
+        """A motion, as `tokenize` takes it → joints of its reconstruction, (T, J, 3) float32 in the data set's unit (t2m: metres).
+
+        That is `decode_joints(tokenize(motion))`. Features start at the origin and face +z, whatever the joints given did; so does this.
+        """
+        return self.decode_joints(self.tokenize(motion))
+
+    def play(self, clip, **options):
+        """One motion, or one row of codes, as a player (utils/player.py): the last line of a notebook's cell shows it.
+
+        A motion's reconstruction is drawn over the original in grey, with its codes under the time line. options: of `player_html`.
+        """
+        from utils.player import player  # here, for the drawing is loaded by those who look alone
+        clip, options = _array(clip), {"unit": 2 ** self.down_t, **options}
+        if clip.ndim == 1:
+            return player(self.decode_joints(clip), self.spec, codes=clip, **options)
+        features = self._features(clip)
+        codes = self.tokenize(features)
+        joints = self.decode_joints(codes)
+        original = recover_from_ric(torch.as_tensor(features), self.nb_joints)
+        return player(joints, self.spec, reference=original[..., :joints.shape[-3], :, :], codes=codes, **options)
+
+    def normalise(self, features, name="a motion"):
+        """Raw features (…, T, D), array or tensor → normalised ones on the net's device, cut to whole codes. UserErrors call them `name`."""
+        like, unit = self._statistics()[0], 2 ** self.down_t
+        features = _array(features)
+        if features.ndim < 2 or features.shape[-2] < unit or features.shape[-1] != self.spec.width:
+            raise UserError(f"{name} has shape {features.shape}; expected features ({unit} frames or more, {self.spec.width}), or joints "
+                            f"({unit + 1} frames or more, {self.nb_joints}, 3)")
+        finite = np.isfinite(features).all(-1)
+        if not finite.all():
+            raise UserError(f"{name} is NaN or Inf, first in frame {np.argwhere(~finite)[0, -1]}; expected finite numbers")
+        features = features[..., :features.shape[-2] // unit * unit, :]
+        normalised = (features - np.asarray(self.mean)) / np.asarray(self.std)         # in float64, rounded once, as in training
+        return torch.from_numpy(normalised.astype(np.float32)).to(like)
 
     def to_joints(self, normalised):
-        """Normalised features (…, T, D) → joint positions (…, T, J, 3)."""
+        """Normalised features (…, T, D) → joint positions (…, T, J, 3), on the net's device."""
         mean, std = self._statistics()
         return recover_from_ric(normalised * std + mean, self.nb_joints)
 
@@ -125,6 +173,71 @@ class HumanVQVAE(nn.Module):
             raise UserError("this net has no statistics: the checkpoint carries none, so set net.mean and net.std to (D,) arrays first")
         like = next(self.parameters())
         return tuple(torch.as_tensor(np.asarray(a), dtype=like.dtype, device=like.device) for a in (self.mean, self.std))
+
+    def _are_joints(self, array):
+        return array.shape[-2:] == (self.nb_joints, 3)
+
+    def _features(self, clip):
+        """Raw features of one clip (T, D), or of joints (T, J, 3)."""
+        return extract_features(clip, self.spec.name) if clip.ndim == 3 and self._are_joints(clip) and len(clip) > 1 else clip
+
+    def _in_batches(self, f, rows, frames=1):
+        """f (N, T, …) → (N, T', …), a part of the network, of rows (T, …) of any lengths, several at a time; each as if it were alone, in order.
+
+        frames: that one step of a row stands for. Results are on the CPU.
+        """
+        lengths, results = np.array([len(row) for row in rows]) * frames, [None] * len(rows)
+        with evaluating(self):
+            for batch in buckets(lengths, mixed=can_mix(self)):
+                places, inside = lay_out(lengths[batch], 2 ** self.down_t)
+                laid = rows[0].new_zeros(inside.size // frames, *rows[0].shape[1:])
+                for i, place in zip(batch, places // frames):
+                    laid[place:place + len(rows[i])] = rows[i]
+                with apart(self, lengths[batch]):
+                    out = f(laid.unflatten(0, (len(inside), -1))).flatten(0, 1).cpu().numpy()
+                step = inside.size // len(out)  # frames that one step of a result stands for
+                for i, place in zip(batch, places):
+                    results[i] = out[place // step:(place + lengths[i]) // step].copy()
+        return [torch.from_numpy(result) for result in results]  # out here, for a tensor of inference mode may not be changed in place
+
+    def _repr_html_(self):
+        """What the net is, as a table for a notebook."""
+        spec, vqvae, quantizer = self.spec, self.vqvae, self.vqvae.quantizer
+        unit = 2 ** self.down_t
+        rows = {
+            "data set": f"{spec.name}: {spec.joints} joints, {spec.width} features a frame, {spec.fps:g} frames/s",
+            "quantizer": f"{vqvae.quant}, {self.nb_code} codes of {vqvae.code_dim} channels" + ("" if quantizer.filled else ", not filled yet"),
+            "a code": f"{unit} frames, {unit / spec.fps:g} s: {np.log2(self.nb_code) * spec.fps / unit:.0f} bits/s",
+            "width": f"{vqvae.encoder.model[0].out_channels} channels",
+            "parameters": f"{sum(p.numel() for p in self.parameters()) / 1e6:.2f} M",
+            "iteration": "not known" if self.iteration is None else f"{self.iteration:,}, warm-up included",
+            "mean and std": "none: set net.mean and net.std" if self.std is None else f"of the {describe_statistics(np.asarray(self.std))}'s kind"}
+        cells = "".join(f"<tr><th style='text-align:left'>{name}</th><td style='text-align:left'>{text}</td></tr>" for name, text in rows.items())
+        return f"<table>{cells}</table>"
+
+
+def _array(value):
+    """An array of an array, a tensor of any device, or nested lists."""
+    return value.detach().cpu().numpy() if torch.is_tensor(value) else np.asarray(value)
+
+
+def _as_list(value, axes):
+    """One value, a batch of values along a first axis, or a list of them → list of arrays, and what puts their results together alike.
+
+    axes: function from an array to the number of axes that one value would have.
+    """
+    if isinstance(value, (list, tuple)) and len(value) and np.ndim(value[0]):
+        return [_array(each) for each in value], list
+    array = _array(value)
+    if array.ndim == axes(array):
+        return [array], lambda results: results[0]
+    if array.ndim == 0 or len(array) == 0:
+        raise UserError(f"nothing there: shape {array.shape}; expected a clip, a batch or a list of clips")
+    return list(array), torch.stack
+
+
+def _span(row):
+    return f", {row.min()} … {row.max()}" if row.size and row.dtype.kind in "iuf" else ""
 
 
 def _known(args):

@@ -119,12 +119,23 @@ def add_training_flags(parser):
                        help="what --loss-vel weighs; upstream's slice holds the joint positions, whatever its name says")
     group.add_argument("--recons-loss", choices=("l1_smooth", "l1", "l2"), default="l1_smooth", help="reconstruction loss")
     group.add_argument("--seed", type=_number(int, 0, 2 ** 32 - 1), default=123, help="of the weights and of the order of the windows")
+    group = parser.add_argument_group("speed")
+    group.add_argument("--amp", choices=("off", "bf16", "fp16"), default="off",
+                       help="precision of the convolutions; quantizer, statistics and losses stay float32")
+    group.add_argument("--tf32", action="store_true", help="convolutions in TF32 on CUDA: faster, ten bits of mantissa")
+    group.add_argument("--compile", action="store_true", help="compile the forward and backward pass with torch.compile")
+    group.add_argument("--data-device", choices=("auto", "host", "device"), default="auto",
+                       help="on CUDA, where the training frames live; auto: on the device when they take at most half of its free memory")
+    group.add_argument("--grad-accum", type=COUNT, default=1, metavar="PARTS", help="take each batch in so many parts, for small devices")
+    group.add_argument("--float64", action="store_true", help="train in float64: slow; tells logic from rounding")
     group = parser.add_argument_group("run")
     group.add_argument("--out-dir", default="output", help="folder of all runs")
     group.add_argument("--exp-name", default="VQVAE", help="name of this run's folder in it")
     group.add_argument("--print-iter", type=COUNT, default=200, help="iterations between log lines")
     group.add_argument("--eval-iter", type=COUNT, default=1000, help="iterations between validations, each with a net_last.pth")
     group.add_argument("--save-iter", type=COUNT, default=1000, help="iterations between saved states, from which a run resumes exactly")
+    group.add_argument("--nb-vis", type=_number(int, 0), default=2,
+                       help="validation clips drawn at each validation and, as vis_*.gif in the run folder, at the end; 0: no pictures")
     group.add_argument("--resume", choices=("auto",), default=None, help="go on with the run in the run folder, or start it if there is none")
     group.add_argument("--resume-pth", metavar="FILE", default=None,
                        help="a state_*.pth resumes exactly; any other checkpoint, upstream's too, gives the weights to start from")
@@ -176,6 +187,26 @@ def eval_args(argv=None):
     return args
 
 
+def bench_args(argv=None):
+    """Parse the flags of `bench.py`; exits with code 2 and one line for what cannot work."""
+    parser = _Parser(prog="bench.py", description="How near training comes to what this machine can do.")
+    add_device_flags(parser)
+    group = parser.add_argument_group("what is measured")
+    group.add_argument("--batch-sizes", type=COUNT, nargs="+", default=[64, 256], metavar="N", help="windows a step; parts and feed take the first")
+    group.add_argument("--amps", choices=("off", "bf16", "fp16"), nargs="+", default=["off", "bf16"], help="precisions; off always comes first")
+    group.add_argument("--rounds", type=COUNT, default=5, help="measurements of each number, after one of warm-up")
+    group.add_argument("--clips", type=_number(int, 32), default=400, help="of the made data that feed, start-up and evaluation are measured on")
+    group = parser.add_argument_group("output")
+    group.add_argument("--json", metavar="FILE", default=None, help="also write the numbers here")
+    group.add_argument("--compare", nargs=2, metavar="FILE", default=None, help="print two saved files side by side, and measure nothing")
+    add_model_flags(parser)
+    add_training_flags(parser)
+    parser.set_defaults(dataname="t2m")
+    args = parser.parse_args(argv)
+    args.amps = list(dict.fromkeys(["off", *args.amps]))
+    return args
+
+
 def find_problem(args):
     """The first combination of training flags that cannot work, as one line; None when all can."""
     unit = RATIO ** args.down_t
@@ -191,10 +222,90 @@ def find_problem(args):
         (args.quantizer.startswith("ema") and not 0 < args.mu < 1, f"--mu {args.mu} is no decay: it must lie between 0 and 1"),
         (args.on_nan != "skip" and args.nan_limit != 10, "--nan-limit acts only with --on-nan skip"),
         (args.on_nan == "skip" and args.vq_norm == "BN", "--on-nan skip cannot work with --vq-norm BN: its averages have seen the bad batch"),
+        (args.batch_size % args.grad_accum != 0,
+         f"--grad-accum {args.grad_accum} does not divide --batch-size {args.batch_size}: the parts must be equal"),
+        (args.grad_accum > 1 and args.vq_norm == "BN", "--grad-accum cannot work with --vq-norm BN: each part would be normalised by itself"),
+        (args.float64 and (args.amp != "off" or args.tf32), "--float64 contradicts --amp and --tf32: give one of them"),
+        (args.device in ("cpu", "mps") and args.tf32, f"--tf32 acts only on CUDA, not with --device {args.device}"),
+        (args.device in ("cpu", "mps") and args.data_device != "auto", f"--data-device acts only on CUDA, not with --device {args.device}"),
         (args.loss_vel == 0 and args.vel_slice != "positions", "--vel-slice acts only with a --loss-vel over 0"),
         (not args.exp_name or "/" in args.exp_name or args.exp_name in (".", ".."), f"--exp-name {args.exp_name!r} is not a folder name"),
         (args.resume and args.resume_pth, "--resume auto and --resume-pth both name a start: give one of them"),
         (args.overwrite and args.resume, "--overwrite removes the run that --resume auto would go on with: give one of them"),
         (args.force and not (args.resume or args.resume_pth), "--force acts only on a resumed run"),
     )
+    return next((message for wrong, message in checks if wrong), None)
+
+
+def tokenize_args(argv=None):
+    """Parse the flags of `tokenize_vq.py`; exits with code 2 and one line for what cannot work."""
+    parser = _Parser(prog="tokenize_vq.py", description="Write the codes of every clip of a data folder, or decode codes back into motion. A "
+                     "checkpoint brings its own network, data set and statistics.")
+    _add_checkpoint_flag(parser, required=True)
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write: codes and a manifest, or the decoded motion")
+    group = parser.add_argument_group("codes")
+    group.add_argument("--split", nargs="+", default=None, metavar="NAME",
+                       help="take the clips of NAME.txt; None: all, or, where there is no all.txt, train, val and test")
+    group.add_argument("--min-frames", type=COUNT, default=1, help="leave out shorter clips; T2M-GPT takes 40 for t2m, 24 for kit")
+    group.add_argument("--max-frames", type=COUNT, default=None, help="leave out clips of that many frames or more; T2M-GPT takes 200")
+    group.add_argument("--packed", action="store_true", help="write all codes as one array with offsets instead of a file per clip")
+    add_data_flags(parser)
+    group = parser.add_argument_group("motion")
+    group.add_argument("--decode", metavar="PATH", default=None, help="decode instead: a folder that this command wrote, a folder of .npy rows, or "
+                       "one such file")
+    _add_motion_flags(group, ("features", "joints", "gif", "bvh"))
+    add_device_flags(parser).add_argument("--batch-size", type=COUNT, default=64, help="clips of 128 frames in a forward pass; clips are "
+                                          "batched by length, and the result does not depend on it")
+    parser.set_defaults(dataname=None)
+    args = parser.parse_args(argv)
+    problem = _first_problem(
+        (args.decode and not args.to, "--decode wants to know what to write: --to features, joints, gif or bvh"),
+        ((args.to or args.overwrite) and not args.decode, "--to and --overwrite act only with --decode"),
+        (args.decode and (args.packed or args.split or args.skip_bad_clips or args.min_frames != 1 or args.max_frames),
+         "--split, --min-frames, --max-frames, --skip-bad-clips and --packed act only without --decode"),
+        (args.max_frames and args.max_frames <= args.min_frames, f"--max-frames {args.max_frames} leaves no clip of --min-frames {args.min_frames}"))
+    if problem:
+        parser.error(problem)
+    return args
+
+
+def export_args(argv=None):
+    """Parse the flags of `export_vq.py`; exits with code 2 and one line for what cannot work."""
+    parser = _Parser(prog="export_vq.py", description="A checkpoint as model.safetensors and config.json, and back; as ONNX; clips as BVH, "
+                     "joints or GIF.")
+    _add_checkpoint_flag(parser, required=False)
+    parser.add_argument("--out", metavar="DIR", default=None, help="folder to write")
+    parser.add_argument("--onnx", action="store_true", help="also write encoder.onnx and decoder.onnx, raw features in and out")
+    parser.add_argument("--to-pth", metavar="FILE", default=None, help="write {'net': state-dict, …}, which upstream loads, instead of a folder")
+    parser.add_argument("--meta-dir", metavar="DIR", default=None,
+                        help="folder of mean.npy and std.npy for a checkpoint that carries none, as upstream's")
+    group = parser.add_argument_group("clips")
+    group.add_argument("--clips", nargs="+", default=None, metavar="PATH",
+                       help="convert clips instead of a checkpoint: .npy files of features (T, D) or joints (T, J, 3), or folders of them")
+    _add_motion_flags(group, ("joints", "gif", "bvh"))
+    args = parser.parse_args(argv)
+    problem = _first_problem(
+        (bool(args.resume_pth) == bool(args.clips), "give a checkpoint (--resume-pth FILE) or clips (--clips PATH …), one of them"),
+        (args.clips and (args.onnx or args.to_pth or args.meta_dir), "--onnx, --to-pth and --meta-dir act only on a checkpoint"),
+        (args.clips and not args.to, "--clips wants to know what to write: --to bvh, joints or gif"),
+        (args.resume_pth and (args.to or args.overwrite), "--to and --overwrite act only with --clips; decode codes with tokenize_vq.py --decode"),
+        (args.to_pth and args.onnx, "--to-pth writes one file: give --onnx with --out"),
+        (bool(args.out) == bool(args.to_pth), "name what to write: a folder (--out DIR) or, for a checkpoint, a file (--to-pth FILE)"))
+    if problem:
+        parser.error(problem)
+    return args
+
+
+def _add_checkpoint_flag(parser, required):
+    parser.add_argument("--resume-pth", metavar="FILE", required=required, default=None,
+                        help="checkpoint: net_last.pth of a run, upstream's, or a folder of model.safetensors and config.json")
+
+
+def _add_motion_flags(group, kinds):
+    group.add_argument("--to", choices=kinds, default=None,
+                       help="what to write of each clip: an .npy array in the data's unit, a moving picture, or an animation for other tools")
+    group.add_argument("--overwrite", action="store_true", help="replace motion that is there already")
+
+
+def _first_problem(*checks):
     return next((message for wrong, message in checks if wrong), None)

@@ -18,5 +18,5 @@ def trained(tmp_path_factory, data_root):
     from tests.helpers import small_args
     from train_vq import main
     out = tmp_path_factory.mktemp("trained")
-    assert main(small_args(data_root, out)) == 0
+    assert main(small_args(data_root, out, "--nb-vis", "2")) == 0
     return out / "run"

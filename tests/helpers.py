@@ -1,4 +1,7 @@
 """What several tests need: a small data set made from walks, and arguments of a small run."""
+import os
+import signal
+
 import numpy as np
 
 from options.option_vq import get_args_parser
@@ -41,7 +44,21 @@ def make_dataset(root, dataname="t2m", lengths=(80, 100, 64, 70, 30, 90, 66, 75)
 
 
 def small_args(root, out, *flags):
-    """Arguments of a small, quick run on `root` into `out`."""
+    """Arguments of a small, quick run on `root` into `out`, without pictures."""
     return get_args_parser([*SMALL_NET, "--data-root", str(root), "--out-dir", str(out), "--exp-name", "run", "--batch-size", "4",
                             "--window-size", "32", "--total-iter", "12", "--warm-up-iter", "4", "--print-iter", "5", "--eval-iter", "6",
-                            "--save-iter", "5", *flags])
+                            "--save-iter", "5", "--nb-vis", "0", *flags])
+
+
+def signal_at(monkeypatch, step):
+    """Have the next training send itself SIGUSR1 in its step-th step."""
+    import train_vq
+    real, count = train_vq.train_step, [0]
+
+    def counted(*args):
+        count[0] += 1
+        if count[0] == step:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return real(*args)
+
+    monkeypatch.setattr(train_vq, "train_step", counted)

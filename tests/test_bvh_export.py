@@ -1,5 +1,6 @@
 import re
 
+import bvhio
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
@@ -55,6 +56,19 @@ def test_a_rigid_clip_comes_back_from_the_file_within_a_millimetre(tmp_path, spe
     read = centimetres[:, [names.index(name) for name in spec.joint_names]] / 100
     assert np.abs(read - cleaned).max() < 1e-5        # five decimals of a centimetre and of a degree
     assert np.abs(read - joints).max() < 1e-4
+
+
+@pytest.mark.parametrize("spec, unit", [(T2M, 1.0), (KIT, 1000.0)])
+def test_a_library_of_others_reads_the_same_motion(tmp_path, spec, unit):
+    joints = dance(spec, 40, seed=8)
+    cleaned = write_bvh(tmp_path / "clip.bvh", joints * unit, spec)
+    tree = bvhio.readAsHierarchy(str(tmp_path / "clip.bvh"))
+    by_name = {joint.Name: joint for joint, _, _ in tree.layout()}
+    read = np.zeros_like(joints)
+    for frame in range(len(joints)):
+        tree.loadPose(frame)
+        read[frame] = [tuple(by_name[name].PositionWorld) for name in spec.joint_names]
+    assert np.abs(read / 100 - cleaned).max() < 1e-4 and np.linalg.norm(read / 100 - joints, axis=-1).max() < 1e-3
 
 
 def test_a_trembling_clip_gets_constant_bones_and_stays_close():

@@ -1,5 +1,6 @@
 """Each finding of the check, on a sound folder with one thing broken."""
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -92,6 +93,33 @@ def test_splits_against_files(folder, capsys):
     assert f"are in none of train, val and test: {train[0]}" in said
     (folder / "train.txt").unlink()
     assert main([str(folder)]) == 2 and "train.txt is missing" in capsys.readouterr().out
+
+
+def test_mirrored_copies_in_another_split_and_an_all_file_that_differs(folder, capsys):
+    train, val = (folder / "train.txt").read_text().split(), (folder / "val.txt").read_text().split()
+    np.save(folder / f"new_joint_vecs/M{train[0]}.npy", np.load(folder / f"new_joint_vecs/{train[0]}.npy"))
+    (folder / "val.txt").write_text("\n".join([*val, f"M{train[0]}"]))
+    (folder / "texts" / f"M{train[0]}.txt").write_text("a person moves#a/DET person/NOUN move/VERB#0.0#0.0\n")
+    assert main([str(folder)]) == 1
+    said = capsys.readouterr().out
+    assert f"1 clips are in another split than their mirrored copy: {train[0]}" in said
+    assert f"all.txt differs from train, val and test together by 1 clips: M{train[0]}" in said
+
+
+def test_split_counts_are_held_against_the_published_ones(folder, capsys):
+    for split, count in dict(train=23384, val=1459, test=4384).items():
+        (folder / f"{split}.txt").write_text("\n".join(f"{i:06d}{split}" for i in range(count)))
+    assert main([str(folder)]) == 2     # they have no files
+    said = capsys.readouterr().out
+    assert "val.txt names 1459 clips; HumanML3D's published split has 1460" in said and "train.txt names" not in said
+
+
+def test_an_unreadable_split_file_and_no_texts(folder, capsys):
+    (folder / "val.txt").write_bytes(b"\xff\xfe\x00")
+    shutil.rmtree(folder / "texts")
+    assert main([str(folder)]) == 1
+    said = capsys.readouterr().out
+    assert "val.txt: not a text file" in said and "no folder texts" in said
 
 
 def test_missing_and_empty_texts(folder, capsys):

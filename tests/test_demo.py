@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataset.prepare import demo
-from dataset.prepare.demo_actions import ACTIONS, FRAMES, Score, Step, ease, keyed
+from dataset.prepare.demo_actions import ACTIONS
+from dataset.prepare.demo_score import FRAMES, Score, Step, ease, keyed
 from utils.motion_spec import T2M
 
 STEMS = dict(walk=("walk", "step"), run=("run", "jog"), sidestep=("side",), turn=("turn",), jump=("jump",), squat=("squat",),
@@ -115,6 +116,30 @@ def test_knees_and_elbows_bend_one_way_and_never_lock(clips):
 def angle(a, b):
     cosine = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
     return np.degrees(np.arccos(np.clip(cosine, -1, 1)))
+
+
+def test_limbs_keep_clear_of_each_other(clips):
+    """Bones of two limbs never come closer than limbs are thick."""
+    shins, feet, forearms = ((4, 7), (5, 8)), ((7, 10), (8, 11)), ((18, 20), (19, 21))
+    pairs = ((*shins, 0.06), (*feet, 0.05), (*forearms, 0.05), (shins[0], feet[1], 0.05), (shins[1], feet[0], 0.05), (forearms[0], (0, 12), 0.05),
+             (forearms[1], (0, 12), 0.05), (forearms[0], (1, 4), 0.06), (forearms[1], (2, 5), 0.06))
+    share = np.linspace(0, 1, 7)[:, None]
+    for name, joints, *_ in clips[1::3]:
+        for first, second, least in pairs:
+            a, b = (joints[:, bone[0], None] * (1 - share) + joints[:, bone[1], None] * share for bone in (first, second))
+            assert np.linalg.norm(a[:, :, None] - b[:, None], axis=-1).min() > least, (name, first, second)
+
+
+def test_arms_stretched_forward_in_a_squat_stay_level(clips):
+    seen = 0
+    for name, joints, captions, _ in clips:
+        if actions_of(name) == ["squat"] and any("stretched forward" in caption for caption in captions):
+            deepest = joints[joints[:, 0, 1].argmin()]
+            for shoulder, wrist in ((16, 20), (17, 21)):
+                reach = deepest[wrist] - deepest[shoulder]
+                assert abs(np.degrees(np.arcsin(reach[1] / np.linalg.norm(reach)))) < 25, name
+                seen += 1
+    assert seen
 
 
 def test_nothing_pops(clips):

@@ -9,7 +9,19 @@ from dataset.motion_folder import load_split
 from models.vqvae import HumanVQVAE
 from tests.helpers import make_clip
 from utils.errors import UserError
-from utils.evaluation import _lay_out, break_down, buckets, evaluate_clips, evaluating, forward_clips, measure_cost, reconstruct_clips, select_clips
+from utils.evaluation import (
+    break_down,
+    buckets,
+    decode_rows,
+    encode_clips,
+    evaluate_clips,
+    evaluating,
+    forward_clips,
+    lay_out,
+    measure_cost,
+    reconstruct_clips,
+    select_clips,
+)
 from utils.motion_process import recover_from_ric
 from utils.motion_spec import KIT, T2M
 
@@ -56,7 +68,7 @@ def test_batched_reconstruction_equals_clip_by_clip(norm, down_t):
 def test_each_way_to_lay_out_a_batch_equals_clip_by_clip(lengths, rows, down_t):
     lengths = np.array(lengths) // 8 * 8
     net, clips = make_net(None, down_t).eval(), make_clips(lengths)
-    assert len(_lay_out(lengths, 2 ** down_t)[1]) == rows
+    assert len(lay_out(lengths, 2 ** down_t)[1]) == rows
     with evaluating(net):
         x, out, codes, valid = forward_clips(net, clips, np.arange(len(lengths)), clips.offsets[:-1], lengths, "cpu")
         assert valid.sum(1).tolist() == lengths.tolist() and not out[~valid].any()
@@ -64,6 +76,29 @@ def test_each_way_to_lay_out_a_batch_equals_clip_by_clip(lengths, rows, down_t):
             alone = torch.from_numpy(clips.frames[clips.offsets[i]:clips.offsets[i + 1]])[None]
             assert torch.equal(x[i, :length], alone[0]) and torch.equal(codes[i, :length // 2 ** down_t], net.encode(alone)[0])
             torch.testing.assert_close(out[i, :length], net(alone)[0][0], atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("norm", [None, "LN", "BN", "GN"])
+@pytest.mark.parametrize("down_t", [1, 2, 3])
+def test_each_half_alone_gives_what_both_together_give(norm, down_t):
+    net, clips = make_net(norm, down_t).eval(), make_clips(LENGTHS)
+    out, codes = reconstruct_clips(net, clips)
+    index, starts, lengths, _ = select_clips(clips, T2M, 2 ** down_t, min_frames=1, max_frames=None)
+    seen = []
+    for mine, theirs in zip(encode_clips(net, clips, index, starts, lengths, done=seen.append), codes):
+        np.testing.assert_array_equal(mine, theirs)
+    decoded = dict(decode_rows(net, codes))
+    assert sum(seen) == lengths.sum() and sorted(decoded) == list(range(len(codes)))
+    for i, features in decoded.items():
+        np.testing.assert_allclose(features, out[i], atol=3e-4 if norm == "GN" else 2e-5)
+
+
+def test_a_clip_that_is_not_finite_is_named_before_it_is_encoded():
+    net, clips = make_net(), make_clips((40, 44))
+    clips.frames[50, 3] = np.inf
+    with pytest.raises(UserError, match=r"c1: the clip is NaN or Inf at frame 10"):
+        encode_clips(net, clips, np.arange(2), clips.offsets[:-1], np.array([40, 44]))
+    assert net.training
 
 
 @pytest.mark.parametrize("mixed", [False, True])
@@ -108,6 +143,7 @@ def test_metrics_equal_a_plain_loop_over_clips():
     names = ("recons", "mpjpe", "mpjpe_global", "velocity_error", "acceleration_error", "jerk")
     np.testing.assert_allclose([result[name] for name in names], sums / frames, rtol=1e-3)
     assert result["codes_used"] == len(set(used)) and result["dead_codes"] == 16 - len(set(used))
+    assert result["counts"] == np.bincount(used, minlength=16).tolist()
     p = np.bincount(used)[np.bincount(used) > 0] / len(used)
     assert result["perplexity"] == pytest.approx(np.exp(-(p * np.log(p)).sum()))
     assert result["bits_per_second"] == 20 / 4 * 4
@@ -208,7 +244,6 @@ def test_it_leaves_network_modes_and_random_streams_as_they_were():
     assert all(torch.equal(value, before[name]) for name, value in net.named_buffers())
     assert torch.equal(torch.get_rng_state(), streams[0]) and (np.random.get_state()[1] == streams[1]).all()
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
-    assert net.vqvae.quantizer._pending is None
     net(torch.randn(2, 64, 263))[0].sum().backward()  # still trains
 
 

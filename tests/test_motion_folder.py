@@ -1,6 +1,8 @@
 """Reading a data folder: clean, unclean, and bad; and its packed cache."""
+import multiprocessing
 import os
-import shutil
+import subprocess
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
@@ -189,17 +191,27 @@ def tear_cache(root):
 def flip_cache(root):
     path = next((root / ".packed").glob("train-*.npy"))
     data = bytearray(path.read_bytes())
-    data[-5] ^= 255
+    data[len(data) // 2] ^= 1
     path.write_bytes(bytes(data))
+
+
+def swap_cache(root):
+    """Two blocks of a MiB each have changed places: the sum of all words is the same."""
+    path = next((root / ".packed").glob("train-*.npy"))
+    data = path.read_bytes()
+    start, block = 128, 1 << 20
+    path.write_bytes(data[:start] + data[start + block:start + 2 * block] + data[start:start + block] + data[start + 2 * block:])
 
 
 def garble_index(root):
     (root / ".packed" / "train.json").write_text("{")
 
 
-@pytest.mark.parametrize("change", [change_clip, change_statistics, change_ids, tear_cache, flip_cache, garble_index])
-def test_a_stale_or_damaged_cache_is_rebuilt(root, change):
+@pytest.mark.parametrize("change", [change_clip, change_statistics, change_ids, tear_cache, flip_cache, swap_cache, garble_index])
+def test_a_stale_or_damaged_cache_is_rebuilt(tmp_path, change):
+    root = make_dataset(tmp_path / "data", lengths=(900,) * 8)      # several MiB of frames
     load(root)
+    assert isinstance(load(root).frames, np.memmap)
     change(root)
     again, direct = load(root), load(root, cache=False)
     assert again.names == direct.names and (again.frames == direct.frames).all()
@@ -207,7 +219,51 @@ def test_a_stale_or_damaged_cache_is_rebuilt(root, change):
     assert len(list((root / ".packed").glob("train-*.npy"))) == 1
 
 
-def test_a_folder_that_cannot_be_written_works_without(root):
+def test_what_a_killed_process_left_is_removed_and_a_running_ones_is_not(root):
+    (root / ".packed").mkdir()
+    for name, time in (("train.1.tmp", 1), ("train.2.tmp", None)):
+        (root / ".packed" / name).write_bytes(b"part")
+        if time:
+            os.utime(root / ".packed" / name, (time, time))
+    load(root)
+    assert sorted(path.name for path in (root / ".packed").glob("*.tmp")) == ["train.2.tmp"]
+
+
+def load_digest(root):
+    clips = load(root)
+    return clips.content, type(clips.frames).__name__
+
+
+def test_processes_that_start_at_once_do_not_hurt_each_other(tmp_path):
+    root = make_dataset(tmp_path / "data", lengths=(400,) * 12)
+    with ProcessPoolExecutor(4, mp_context=multiprocessing.get_context("spawn")) as pool:
+        results = list(pool.map(load_digest, [root] * 8))
+    assert {content for content, _ in results} == {load(root, cache=False).content}
+    assert isinstance(load(root).frames, np.memmap)
+    assert sorted(path.name.split("-")[0] for path in (root / ".packed").iterdir()) == ["train", "train.json"]
+
+
+@pytest.fixture
+def read_only(root):
+    """The folder, unwritable for root too: mounted read-only."""
+    if os.geteuid():
+        root.chmod(0o555)
+        yield root
+        root.chmod(0o755)
+        return
+    if subprocess.run(["mount", "--bind", "-o", "ro", root, root], capture_output=True).returncode:
+        pytest.skip("mounting a folder read-only needs more rights")
+    yield root
+    subprocess.run(["umount", root], check=True)
+
+
+def test_a_read_only_folder_works_without_a_cache(read_only):
+    with pytest.raises(OSError):
+        (read_only / "x").write_text("")
+    assert len(load(read_only).names) == len(load(read_only).names) == 6
+    assert not (read_only / ".packed").exists()
+
+
+def test_a_folder_whose_cache_cannot_be_made_works_without(root):
     (root / ".packed").write_text("a file where the folder would be")
     assert len(load(root).names) == len(load(root).names) == 6
-    shutil.rmtree(root)

@@ -47,6 +47,12 @@ def test_recipes_read_as_their_commands():
     ("--force", "resumed run"),
     ("--nan-limit 3", "on-nan skip"),
     ("--tota-iter 3", "unrecognized"),
+    ("--batch-size 10 --grad-accum 4", "parts must be equal"),
+    ("--grad-accum 2 --vq-norm BN", "normalised by itself"),
+    ("--float64 --amp bf16", "contradicts"),
+    ("--device cpu --tf32", "only on CUDA"),
+    ("--device cpu --data-device host", "only on CUDA"),
+    ("--amp fp8", "invalid choice"),
 ])
 def test_what_cannot_work_is_refused_in_one_line(flags, words, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -8,7 +8,7 @@ import pytest
 from tests.test_visualize import dance
 from utils.errors import UserError
 from utils.motion_spec import KIT, T2M
-from utils.player import player_html, save_player
+from utils.player import beside, player, player_html, save_player
 
 
 def data_of(page):
@@ -51,6 +51,20 @@ def test_a_title_cannot_break_out(tmp_path):
 
 def test_one_frame_plays():
     assert data_of(player_html(dance(T2M, 1), T2M, codes=[3]))["codes"] == [3]
+
+
+def test_codes_may_stand_for_other_numbers_of_frames():
+    data = data_of(player_html(dance(T2M, 20), T2M, codes=[7, 8, 9], unit=8))
+    assert data["codes"] == [7, 8, 9] and data["per"] == 8
+    with pytest.raises(UserError, match="for every 8 frames, 3 in a row"):
+        player_html(dance(T2M, 20), T2M, codes=np.arange(5), unit=8)
+
+
+def test_a_notebook_shows_players_and_rows_of_them():
+    some = [player(dance(T2M, frames), T2M, title=f"clip {frames}") for frames in (8, 12)]
+    row = beside(*some)._repr_html_()
+    assert all(each._repr_html_() in row for each in some) and row.count('class="beside"') == 1
+    assert len(row) < sum(len(each.html) for each in some) + 300 and len(repr(some[0])) < 40
 
 
 def test_what_cannot_be_played_is_said():

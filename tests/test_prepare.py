@@ -1,6 +1,5 @@
-"""Motion capture to a training folder: maps, units, rates, splits, captions, and runs that are repeated or broken off."""
+"""Motion capture to a training folder: units, rates, splits, captions, and runs that are repeated or broken off."""
 import csv
-import json
 import signal
 import subprocess
 import sys
@@ -14,9 +13,8 @@ from hypothesis import strategies as st
 
 from dataset.prepare.__main__ import main
 from dataset.prepare.captions import mirror_line, text_line
-from dataset.prepare.convert import VERSION, assign_splits, split_of, write_dataset
+from dataset.prepare.convert import assign_splits, split_of, write_dataset
 from dataset.prepare.demo_set import ensure_demo
-from dataset.prepare.joint_maps import MAPS, find_map, map_joints, plain, read_map
 from dataset.prepare.source import Reading, find_sources, find_unit, leading_pose, read_clip, resample
 from tests.test_motion_process import random_clip
 from utils.bvh_export import write_bvh
@@ -49,70 +47,6 @@ def joints_folder(tmp_path):
 def files(folder):
     """Everything in a prepared folder: {path: bytes}."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock"}
-
-
-# maps
-
-def source_names(title):
-    return [name for entry in MAPS[title].values() for name in ([entry] if isinstance(entry, str) else entry[:2])] + ["LThumb"] * (title == "Mixamo")
-
-
-@pytest.mark.parametrize("title", MAPS)
-@pytest.mark.parametrize("dress", [str, str.upper, lambda name: f"rig:{name}"], ids=["as is", "upper", "prefix"])
-def test_each_known_skeleton_is_found_by_its_names(title, dress):
-    names = [dress(name) for name in dict.fromkeys(source_names(title))] + ["LowerBack", "Neck1"] * (title == "CMU (cgspeed)")
-    assert find_map(names)[0] == title
-
-
-def test_a_missing_joint_is_named_with_those_that_were_found():
-    names = [name for name in source_names("LAFAN1") if name != "LeftToe"]
-    with pytest.raises(UserError, match=r"LAFAN1, also needs LeftToe; found Hips, .*--joint-map"):
-        find_map(names)
-
-
-def test_spine_joints_a_skeleton_lacks_lie_between_their_neighbours():
-    joints = random_clip(0)
-    names = [name for name in T2M.joint_names if name not in ("spine2", "spine3", "left_collar")]
-    mapped = map_joints(joints[:, [T2M.joint_names.index(name) for name in names]], names, {name: name for name in names}, T2M)
-    kept = [T2M.joint_names.index(name) for name in names]
-    np.testing.assert_array_equal(mapped[:, kept], joints[:, kept])
-    spine1, neck = (mapped[:, T2M.joint_names.index(name)] for name in ("spine1", "neck"))
-    np.testing.assert_allclose(mapped[:, 6], spine1 + (neck - spine1) / 3, atol=1e-12)
-    np.testing.assert_allclose(mapped[:, 9], spine1 + (neck - spine1) * 2 / 3, atol=1e-12)
-    assert np.isfinite(mapped).all()
-
-
-def test_joints_that_fall_together_get_a_direction():
-    joints = random_clip(0)
-    joints[:, [9, 13, 14]] = joints[:, [12]]    # spine3 and both collars at the neck, as in CMU's files
-    mapped = map_joints(joints, T2M.joint_names, MAPS["SMPL"], T2M)
-    for child in (9, 12, 13, 14):
-        assert np.linalg.norm(mapped[:, child] - mapped[:, T2M.parents[child]], axis=-1).min() > 0.02
-
-
-def test_a_map_of_ones_own(tmp_path, joints_folder):
-    joints = random_clip(1)
-    write_bvh(tmp_path / "own.bvh", joints, T2M)
-    text = (tmp_path / "own.bvh").read_text()
-    for name in T2M.joint_names:
-        text = text.replace(f" {name}\n", f" bone_of_{name}\n")
-    (tmp_path / "own.bvh").write_text(text)
-    with pytest.raises(UserError, match="no known skeleton"):
-        read_clip(tmp_path / "own.bvh", Reading())
-    own = {name: f"bone_of_{name}" for name in T2M.joint_names if name != "spine2"}
-    own["spine2"] = ["bone_of_spine1", "bone_of_spine3", 0.7]
-    (tmp_path / "map.json").write_text(json.dumps(own))
-    clip, _ = read_clip(tmp_path / "own.bvh", Reading(joint_map=read_map(tmp_path / "map.json")))
-    np.testing.assert_allclose(clip[:, 6], 0.3 * clip[:, 3] + 0.7 * clip[:, 9], atol=1e-9)
-
-
-@pytest.mark.parametrize("content, message", [
-    ("[1]", "holds a list"), ("{", "not JSON"), ('{"pelvis": 3}', "pelvis is 3"), ('{"pelvis": "a", "tail": "b"}', "has no joint left_hip"),
-    (json.dumps({name: name for name in T2M.joint_names} | {"tail": "b"}), "names tail")])
-def test_a_bad_map_is_refused(tmp_path, content, message):
-    (tmp_path / "map.json").write_text(content)
-    with pytest.raises(UserError, match=message):
-        read_map(tmp_path / "map.json")
 
 
 # units, axes, rates
@@ -173,6 +107,33 @@ def test_kit_joints_come_from_the_same_skeleton(tmp_path):
     assert clip.shape[1:] == (21, 3) and extract_features(clip, "kit").shape[1] == 251
     names = KIT.joint_names
     assert (clip[:, names.index("left_toe")] != clip[:, names.index("left_foot")]).any()
+
+
+@pytest.mark.parametrize("scale", [1, 1000])
+def test_kit_folders_are_in_millimetres_whatever_the_source_is_in(tmp_path, scale):
+    from dataset.check import check_folder
+    from utils.metrics import mm_per_unit
+    from utils.visualize import unit_in_metres
+    clips = [random_clip(seed, KIT, frames=40) for seed in range(3)]
+    (tmp_path / "joints").mkdir()
+    for seed, clip in enumerate(clips):
+        np.save(tmp_path / f"joints/clip{seed}.npy", clip * scale)
+    assert run(tmp_path / "joints", "--out", tmp_path / "out", "--dataname", "kit", "--scale", 1 / scale) == 0
+    features, joints = (np.load(tmp_path / f"out/{folder}/clip0.npy") for folder in ("new_joint_vecs", "new_joints"))
+    np.testing.assert_allclose(features, extract_features(clips[0] * 1000, "kit"), rtol=1e-5, atol=1e-2)
+    heights = clips[0][:-1, 0, 1] - clips[0][..., 1].min()
+    np.testing.assert_allclose(joints[:, 0, 1], 1000 * heights, rtol=1e-5)
+    assert mm_per_unit(np.load(tmp_path / "out/Mean.npy")) == 1 and unit_in_metres(joints, KIT) == 0.001
+    assert not [finding for finding in check_folder(tmp_path / "out")["findings"] if "floor" in finding["text"] or "faster" in finding["text"]]
+
+
+def test_the_contact_rule_of_kit_is_in_millimetres(tmp_path):
+    standing = np.repeat(random_clip(0, KIT, frames=1), 30, 0)
+    standing[:, :, 2] += 0.0002 * np.arange(30)[:, None]       # a fifth of a millimetre a frame: 0.04, below 0.05
+    sliding = standing + 0.0001 * np.arange(30)[:, None, None] * np.array([0, 0, 1])   # with it three tenths: 0.09
+    write_dataset(tmp_path, [("standing", standing, ()), ("sliding", sliding, ()), ("x", standing, ())], "kit", progress=False)
+    for name, contact in (("standing", 1), ("sliding", 0)):
+        assert (np.load(tmp_path / f"new_joint_vecs/{name}.npy")[:, -4:] == contact).all(), name
 
 
 # splits and captions
@@ -246,13 +207,28 @@ def test_a_second_run_converts_only_what_changed(tmp_path, joints_folder, capsys
     (joints_folder / "clip4.npy").unlink()
     capsys.readouterr()
     assert run(joints_folder, "--out", out) == 0
-    assert "1 converted, 6 unchanged since the last run, 0 rejected; 1 clips of sources that are gone were removed" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "1 converted, 6 unchanged since the last run, 0 rejected; 1 earlier clips were removed: their sources were not given" in said
     changed = {name for name, content in files(out).items() if before.get(name) != content}
     assert {name for name in changed if "clip" in name} == {"new_joints/clip3.npy", "new_joint_vecs/clip3.npy"}
     assert (out / "new_joints/clip1.npy").stat().st_mtime_ns == times[out / "new_joints/clip1.npy"]
     assert not (out / "new_joint_vecs/clip4.npy").exists() and "clip4" not in (out / "all.txt").read_text()
     assert run(joints_folder, "--out", out, "--scale", "0.5") == 0
     assert "7 converted, 0 unchanged" in capsys.readouterr().out    # another setting
+
+
+def test_other_sources_into_the_same_folder_remove_nothing(tmp_path, joints_folder, capsys):
+    (tmp_path / "more").mkdir()
+    np.save(tmp_path / "more/new.npy", random_clip(9))
+    run(joints_folder, "--out", tmp_path / "out")
+    before = files(tmp_path / "out")
+    capsys.readouterr()
+    assert run(tmp_path / "more", "--out", tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert "holds 8 clips of other sources (clip0, …), which this run would remove" in said and said.count("\n") == 1
+    assert files(tmp_path / "out") == before
+    assert run(joints_folder, tmp_path / "more", "--out", tmp_path / "out") == 0
+    assert "1 converted, 8 unchanged" in capsys.readouterr().out
 
 
 def test_the_result_does_not_depend_on_processes_or_repetition(tmp_path):
@@ -385,7 +361,3 @@ def test_the_demo_set_is_made_once_whole_and_always_the_same(tmp_path):
     (tmp_path / "taken/thesis.txt").write_text("precious")
     with pytest.raises(UserError, match="something else"):
         ensure_demo(tmp_path / "taken", count=12)
-
-
-def test_names_are_compared_plainly():
-    assert plain("mixamorig:Left_Up Leg") == plain("LeftUpLeg") and VERSION >= 1

@@ -98,8 +98,7 @@ def test_evaluation_changes_nothing_and_equals_look_up(name):
 
 def test_few_rows_are_tiled_with_little_noise():
     quantizer, x = build("ema_reset", nb_code=40).train(), latents(0, windows=1)
-    quantizer.deferred = True
-    quantizer(x)
+    quantizer.fill(rows_of(x))
     spread = (quantizer.codebook - rows_of(x).repeat(10, 1)).std()
     assert 0.5 < spread / (0.01 / C ** 0.5) < 2
 
@@ -120,9 +119,8 @@ def test_a_loaded_codebook_is_not_refilled_and_loses_no_code_at_once(name):
     loaded.reset_codebook()
     assert not loaded.filled
     x = latents(6)
-    loaded.deferred = True
-    loaded(x)
-    assert torch.equal(loaded.codebook, rows_of(x)[:K])
+    out, _, _ = loaded(x)
+    torch.testing.assert_close(rows_of(out)[:K], rows_of(x)[:K])  # looked up in the new fill, each row is its own code
 
 
 def test_training_state_carries_the_statistics():
@@ -158,28 +156,10 @@ def test_bad_latents_never_reach_the_codebook(name, bad):
 def test_a_refused_update_moves_nothing(name):
     quantizer = build(name).train()
     quantizer(latents(0))
-    quantizer.deferred = True
     before = quantizer.codebook.clone()
-    quantizer(latents(1))
-    quantizer.update(refuse=torch.tensor(True))
+    _, _, rows, idx = quantizer.look_up(latents(1))
+    quantizer.update(rows, idx, refuse=torch.tensor(True))
     assert torch.equal(quantizer.codebook, before)
-
-
-@pytest.mark.parametrize("name", CODEBOOKS)
-def test_two_chunks_equal_one_batch(name):
-    whole, parts = build(name).double().train(), build(name).double().train()
-    x = latents(0, windows=4).double()
-    for quantizer in (whole, parts):
-        quantizer.fill(rows_of(x))
-        quantizer.deferred = True
-    parts.chunks = 2
-    for seed in (1, 2):
-        x = latents(seed, windows=4).double()
-        whole(x)
-        parts(x[:2])
-        parts(x[2:])
-        assert torch.equal(whole.update(), parts.update())
-        torch.testing.assert_close(whole.codebook, parts.codebook, atol=1e-12, rtol=0)
 
 
 def test_autocast_leaves_the_quantizer_in_float32():

@@ -12,10 +12,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from models.vqvae import HumanVQVAE
-from tests.helpers import SMALL_NET, make_dataset, small_args
+from tests.helpers import SMALL_NET, make_dataset, signal_at, small_args
 from tests.test_evaluator_wrapper import make_extractors
-from train_vq import learning_rate, main
+from train_vq import main
 from utils.checkpoint import load_checkpoint
+from utils.training import Objective, learning_rate
 
 ROOT = Path(__file__).parent.parent
 
@@ -113,17 +114,7 @@ def test_a_resumed_run_is_bit_identical(data_root, tmp_path, quantizer, at, monk
     # 64 codes for 32 rows a batch: rows are repeated with noise, so the random numbers must go on where they were
     flags = ("--quantizer", quantizer, "--lr-scheduler", "6", "--eval-iter", "4", "--nb-code", "64")
     assert main(small_args(data_root, tmp_path / "whole", *flags)) == 0
-    import train_vq
-    real = train_vq.losses
-    count = [0]
-
-    def stop_at(*args):
-        count[0] += 1
-        if count[0] == at:
-            os.kill(os.getpid(), signal.SIGUSR1)
-        return real(*args)
-
-    monkeypatch.setattr(train_vq, "losses", stop_at)
+    signal_at(monkeypatch, at)
     assert main(small_args(data_root, tmp_path / "parts", *flags)) == 128 + signal.SIGUSR1
     monkeypatch.undo()
     monkeypatch.setenv("TZ", "Pacific/Auckland")  # the clock may be anything: what counts is the recorded iteration
@@ -249,15 +240,14 @@ def poison(monkeypatch, step):
 
 def poison_loss(monkeypatch, step):
     """Make the loss of one step infinite while its latents are sound."""
-    import train_vq
-    real, count = train_vq.losses, [0]
+    real, count = Objective.forward, [0]
 
     def poisoned(*args):
         count[0] += 1
-        values = real(*args)
-        return {**values, "total": values["total"] * float("inf")} if count[0] == step else values
+        values, rows, idx = real(*args)
+        return (torch.cat([values[:-1], values[-1:] + float("inf")]) if count[0] == step else values), rows, idx
 
-    monkeypatch.setattr(train_vq, "losses", poisoned)
+    monkeypatch.setattr(Objective, "forward", poisoned)
 
 
 @pytest.mark.parametrize(("quantizer", "poison"), [("ema_reset", poison), ("orig", poison), ("ema_reset", poison_loss), ("reset", poison_loss)])

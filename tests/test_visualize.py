@@ -106,6 +106,24 @@ def test_a_wild_reconstruction_leaves_the_scale_of_both_panels_alone():
     assert np.ptp(sizes[1]) < 0.65 * np.ptp(sizes[0])
 
 
+def test_a_reconstruction_alone_stands_at_the_originals_scale_over_its_path():
+    joints = dance(T2M, 6)
+    alone = draw.draw_frames(joints * 0.5 + (0, 0, 0.2), T2M, reference=joints, alone=True, size=96)
+    both = draw.draw_frames(joints * 0.5 + (0, 0, 0.2), T2M, reference=joints, labels=("", ""), size=96)
+    assert alone.shape == (6, 96, 96, 3) and (alone == both[:, :96, 96:]).all()
+    assert (alone != draw.draw_frames(joints * 0.5 + (0, 0, 0.2), T2M, size=96)).any()
+
+
+def test_the_errors_are_written_beneath_in_fields_that_stay_in_place():
+    joints = dance(T2M, 4)
+    moved = joints.copy()
+    moved[1:, :, 0] += np.array([0.05, 0.05, 2])[:, None]                  # 0, 50, 50 and 2000 mm global; 0 root-aligned
+    captions = draw.draw_frames(moved, T2M, reference=joints)[:, 256:277]
+    assert (captions[1] == captions[2]).all()
+    columns = [np.flatnonzero((captions[0] != caption).any((0, 2))) for caption in captions[1::2]]
+    assert np.ptp(columns[1]) > np.ptp(columns[0]) > 5 and columns[0].max() == pytest.approx(columns[1].max(), abs=2)   # right-aligned
+
+
 def test_errors_are_millimetres_root_aligned_and_global():
     joints = dance(T2M, 4)
     moved, bent = joints + (0.03, 0, 0.04), joints.copy()

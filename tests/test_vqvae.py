@@ -8,7 +8,12 @@ import torch
 from models.encdec import Decoder, UpBlock
 from models.resnet import Resnet1D
 from models.vqvae import VQVAE_251, HumanVQVAE
+from tests.helpers import make_clip
+from tests.test_player import data_of, unpack
+from tests.test_visualize import dance
 from utils.errors import UserError
+from utils.motion_process import extract_features, recover_from_ric
+from utils.motion_spec import KIT, T2M
 
 PUBLISHED = SimpleNamespace(dataname="t2m", quantizer="ema_reset", mu=0.99, beta=1.0)
 
@@ -122,3 +127,101 @@ def test_a_checkpoint_of_another_network_is_refused_whole(tmp_path):
     with pytest.raises(UserError, match=r"another network.*encoder\.model\.0\.weight"):
         load_net(net, load_checkpoint(tmp_path / "kit.pth"))
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+# raw motion in, codes and joints out
+
+LENGTHS = (64, 7, 30, 64, 45, 4, 131)
+
+
+def ready(dataname="t2m", norm=None, down_t=2):
+    """A net with a filled codebook and statistics, in training mode, where the helpers must not be."""
+    torch.manual_seed(0)
+    args = SimpleNamespace(dataname=dataname, quantizer="ema_reset", mu=0.99, beta=1.0)
+    net = HumanVQVAE(args, 16, 32, 32, down_t, 2, 32, 2, 3, norm=norm)
+    net(torch.randn(8, 32, net.spec.width))
+    net.mean, net.std = (np.linspace(*ends, net.spec.width) for ends in ((-0.2, 0.3), (0.4, 1.5)))
+    return net
+
+
+@pytest.mark.parametrize(("dataname", "norm", "down_t"), [("t2m", None, 2), ("kit", "LN", 3), ("t2m", "GN", 1)])
+def test_clips_of_any_lengths_come_out_as_if_alone(dataname, norm, down_t):
+    net, unit = ready(dataname, norm, down_t), 2 ** down_t
+    clips = [make_clip(dataname, frames, seed) for seed, frames in enumerate(LENGTHS) if frames >= unit]
+    codes, joints = net.tokenize(clips), net.reconstruct(clips)
+    assert net.training and isinstance(codes, list) and isinstance(joints, list)
+    net.eval()
+    for clip, row, motion, decoded in zip(clips, codes, joints, net.decode_joints(codes)):
+        x = torch.from_numpy(((clip - net.mean) / net.std).astype(np.float32))[None, :len(clip) // unit * unit]
+        with torch.no_grad():
+            out = net(x)[0][0] * torch.tensor(net.std) + torch.tensor(net.mean)
+        assert row.dtype == torch.int64 and torch.equal(row, net.encode(x)[0])
+        assert motion.dtype == torch.float32 and motion.shape == (len(row) * unit, net.nb_joints, 3)
+        expected = recover_from_ric(out, net.nb_joints)
+        for found in (motion, decoded, net.reconstruct(clip), net.decode_joints(row)):
+            torch.testing.assert_close(found.double(), expected, atol=2e-4, rtol=0)
+
+
+def test_a_batch_comes_out_as_a_batch():
+    net = ready()
+    clips = np.stack([make_clip("t2m", 30, seed) for seed in range(3)])
+    assert net.tokenize(clips).shape == (3, 7) and net.reconstruct(torch.from_numpy(clips)).shape == (3, 28, 22, 3)
+    torch.testing.assert_close(net.reconstruct(clips)[1], net.reconstruct(clips[1]), atol=1e-4, rtol=0)
+    row = [1, 2, 3]
+    for codes in (row, np.array(row, np.uint16), torch.tensor(row)):
+        assert torch.equal(net.decode_joints(codes), net.decode_joints(torch.tensor([row]))[0])
+    assert net.decode_joints([[1, 2], [3]])[1].shape == (4, 22, 3)
+
+
+@pytest.mark.parametrize("spec", [T2M, KIT])
+def test_joints_are_taken_through_their_features(spec):
+    net, joints = ready(spec.name), [dance(spec, frames, seed=frames) for frames in (41, 30)]
+    features = [extract_features(each, spec.name) for each in joints]
+    for found, expected in zip(net.tokenize(joints), net.tokenize(features)):
+        assert torch.equal(found, expected)
+    assert net.tokenize(joints[0]).shape == (10,) and net.reconstruct(joints[1]).shape == (28, spec.joints, 3)
+    assert torch.equal(net.tokenize(np.stack([joints[0], joints[0]])), net.tokenize(features[0]).expand(2, -1))
+
+
+def test_the_helpers_leave_the_net_as_it_was():
+    net = ready(norm="BN")  # whose statistics move in training mode
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    joints = net.reconstruct(make_clip("t2m", 40, 0))
+    joints += 1  # an ordinary tensor, not one of inference mode
+    assert net.training and net.vqvae.quantizer.training
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_what_is_no_motion_and_no_code_is_said():
+    net, clip = ready(), make_clip("t2m", 40, 0)
+    for wrong in (clip[:3], clip[:, :251], clip[0], dance(T2M, 4), []):
+        with pytest.raises(UserError, match="expected"):
+            net.tokenize(wrong)
+    broken = clip.copy()
+    broken[17, 5] = np.nan
+    with pytest.raises(UserError, match="clip 1 is NaN or Inf, first in frame 17"):
+        net.tokenize([clip, broken])
+    for wrong in ([1, 16], [-1], [0.5], np.zeros((1, 0), int), np.zeros((1, 2, 3), int), []):
+        with pytest.raises(UserError, match="expected"):
+            net.decode_joints(wrong)
+
+
+def test_a_net_tells_what_it_is(trained):
+    net = HumanVQVAE.from_checkpoint(trained / "net_last.pth")
+    table = net._repr_html_()
+    for text in ("t2m: 22 joints", "ema_reset, 16 codes of 32 channels", "4 frames, 0.2 s: 20 bits/s", "15, warm-up included", "the data set's kind"):
+        assert text in table
+    untrained = small(quantizer="ema")._repr_html_()
+    assert "not filled yet" in untrained and "not known" in untrained and "none: set net.mean" in untrained
+
+
+@pytest.mark.parametrize("down_t", [1, 2, 3])
+def test_a_clip_and_a_row_of_codes_play(down_t):
+    net, joints, unit = ready(down_t=down_t), dance(T2M, 50), 2 ** down_t
+    data = data_of(net.play(joints, title="dance").html)
+    assert data["codes"] == net.tokenize(joints).tolist() and data["per"] == unit and data["title"] == "dance"
+    assert data["frames"] == 49 // unit * unit == len(data["error"])
+    original = recover_from_ric(torch.from_numpy(extract_features(joints, "t2m")), 22)[:data["frames"]].numpy()
+    for name, expected in (("original", original), ("motion", net.reconstruct(joints).numpy())):
+        assert np.abs(unpack(data[name], data["scale"], T2M) - expected).max() < data["scale"]
+    assert "original" not in data_of(net.play(net.tokenize(joints)).html)

@@ -11,18 +11,21 @@ import torch
 from utils.errors import UserError
 
 HASHES = "hashes.json"  # beside the checkpoints: file name → the last few saved versions, {"iter", "sha256"}
+MODEL, CONFIG = "model.safetensors", "config.json"  # the pair that model hubs read
+PAIR, PAIR_VERSION = "motion-vqvae", 1
 MAX_BYTES = 8 << 30     # a larger declared size is refused before anything is unpacked
 
 
 def load_checkpoint(path, verify=True):
     """Read a checkpoint onto the CPU: a dict with at least 'net' (a state-dict).
 
-    Only tensors and Python primitives are admitted (`weights_only`), a declared size beyond 8 GiB or twice the file's is refused, and
-    the SHA-256 is compared where a `hashes.json` beside the file records one. Raises UserError for everything that is wrong with it.
+    path: a file that torch.save wrote, or the pair of export_vq.py: its folder or its model.safetensors. Only tensors and Python primitives
+    are admitted (`weights_only`), a declared size beyond 8 GiB or twice the file's is refused, and the SHA-256 is compared where one is
+    recorded, in a `hashes.json` beside the file or in the pair's config.json. Raises UserError for everything that is wrong with it.
     """
-    path = os.fspath(path)
-    if not os.path.isfile(path):
-        raise UserError(f"{path}: no such file; expected a checkpoint (net_last.pth, state_last.pth, or upstream's net_last.pth)")
+    path = model_file(path)
+    if path.endswith(".safetensors"):
+        return _load_pair(path)
     if verify:
         _verify(path)
     try:
@@ -38,6 +41,75 @@ def load_checkpoint(path, verify=True):
     if declared > 2 * os.path.getsize(path) + (1 << 20):  # tensors may repeat one stored number over any shape
         raise UserError(f"{path}: its tensors declare {declared:,} bytes in a file of {os.path.getsize(path):,}; refused")
     return checkpoint
+
+
+def model_file(path):
+    """The file of a checkpoint's weights: `path` itself, or model.safetensors in the folder. Raises UserError where there is none."""
+    path = os.fspath(path)
+    if os.path.isdir(path):
+        if not os.path.isfile(os.path.join(path, MODEL)):
+            raise UserError(f"{path}: is a folder without {MODEL}; name a checkpoint in it, e.g. {os.path.join(path, 'net_last.pth')}")
+        path = os.path.join(path, MODEL)
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: no such file; expected a checkpoint (net_last.pth, state_last.pth, or upstream's net_last.pth)")
+    return path
+
+
+def import_safetensors():
+    """The optional library of the pair's weights. Raises UserError where it is missing."""
+    try:
+        import safetensors.torch
+    except ImportError:
+        raise UserError(f"{MODEL} needs safetensors, which is not installed: pip install safetensors") from None
+    return safetensors
+
+
+def save_pair(folder, checkpoint, config):
+    """Write a checkpoint as the Hub's pair: its state-dict as model.safetensors, and config.json, each whole or not at all.
+
+    checkpoint: 'net', and 'args', 'iter', 'mean', 'std' where it has them; config: primitives to write besides. The SHA-256 of the weights
+    goes into the config. Raises UserError where the folder holds a model of something else or cannot be written.
+    """
+    library, weights, about = import_safetensors(), os.path.join(folder, MODEL), os.path.join(folder, CONFIG)
+    if (os.path.exists(weights) or os.path.exists(about)) and _read_config(about) is None:
+        raise UserError(f"{folder}: holds a {MODEL} or {CONFIG} of something else; name another folder with --out")
+    data = library.torch.save({name: tensor.contiguous() for name, tensor in checkpoint["net"].items()}, {"format": "pt"})
+    statistics = {name: None if checkpoint.get(name) is None else [float(x) for x in checkpoint[name]] for name in ("mean", "std")}
+    content = dict(format=PAIR, format_version=PAIR_VERSION, **config, iteration=checkpoint.get("iter"), args=checkpoint.get("args") or {},
+                   **statistics, sha256=hashlib.sha256(data).hexdigest())
+    try:
+        os.makedirs(folder, exist_ok=True)
+        write_atomically(weights, lambda file: file.write(data))
+        write_json(about, content)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); name another folder with --out") from None
+
+
+def _read_config(path):
+    """config.json of a pair, or None where it is missing or something else."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            config = json.load(file)
+    except (OSError, ValueError):
+        return None
+    return config if isinstance(config, dict) and config.get("format") == PAIR else None
+
+
+def _load_pair(path):
+    library, about = import_safetensors(), os.path.join(os.path.dirname(path), CONFIG)
+    config = _read_config(about)
+    if config is None:
+        raise UserError(f"{path}: no {CONFIG} of this project beside it; expected the two files that export_vq.py writes")
+    if config.get("format_version") != PAIR_VERSION:
+        raise UserError(f"{about}: format version {config.get('format_version')}, expected {PAIR_VERSION}; it needs another version of this project")
+    if config.get("sha256") != sha256(path):
+        raise UserError(f"{path}: SHA-256 mismatch with {about}: one of the two was damaged or belongs to another model; export it again")
+    try:
+        state = library.torch.load_file(path)
+        statistics = {name: None if config[name] is None else torch.tensor(config[name], dtype=torch.float64) for name in ("mean", "std")}
+        return dict(net=state, args=dict(config["args"]), iter=config["iteration"], **statistics)
+    except (KeyError, TypeError, ValueError, RuntimeError, OSError, library.SafetensorError) as error:
+        raise UserError(f"{path}: unreadable, or its {CONFIG} is damaged ({str(error).splitlines()[0][:160]}); export it again") from None
 
 
 def strip_prefixes(state):

@@ -1,14 +1,45 @@
-"""Where to run."""
+"""Where to run, and how precisely."""
+import os
+
 import torch
 
 from utils.errors import UserError
 
 
 def pick_device(name):
-    """torch.device of --device (auto | cpu | cuda | mps); raises UserError for one that is not there."""
+    """torch.device of --device (auto | cpu | cuda | mps); raises UserError for one that is not there.
+
+    On CUDA each process of a torchrun takes the device of its LOCAL_RANK.
+    """
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         name = next(kind for kind in ("cuda", "mps", "cpu") if there[kind])
     if not there[name]:
         raise UserError(f"--device {name}: this machine's torch has none; use --device auto or cpu")
-    return torch.device(name)
+    if name != "cuda":
+        return torch.device(name)
+    index = int(os.environ.get("LOCAL_RANK", 0))
+    if index >= torch.cuda.device_count():
+        raise UserError(f"process {index} of this machine has no CUDA device; start {torch.cuda.device_count()} with --nproc-per-node")
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def set_precision(args, device):
+    """What --tf32 asks for; everything that is repeatable. Raises UserError for what the device cannot do."""
+    torch.backends.cudnn.deterministic = True
+    for flag, given in (("--tf32", args.tf32), ("--data-device", args.data_device != "auto")):
+        if given and device.type != "cuda":
+            raise UserError(f"{flag} acts only on CUDA, and this run is on {device.type}; leave it out")
+    if device.type == "cuda":
+        torch.backends.cudnn.conv.fp32_precision = "tf32" if args.tf32 else "ieee"
+        torch.backends.cuda.matmul.fp32_precision = "ieee"  # the quantizer's distances
+
+
+def can_compile(device):
+    """None where torch.compile works on the device, else why it does not, in one line."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.ones(8, device=device))
+    except (RuntimeError, OSError, ImportError) as error:  # no C++ compiler, no Triton, …
+        return " ".join(str(error).split())[:160]
+    return None

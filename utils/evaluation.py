@@ -43,7 +43,7 @@ def buckets(lengths, batch_frames=BATCH_FRAMES, mixed=True):
     """Batches of equal or, with `mixed`, of several lengths: a list of positions into `lengths`, each in the order of their lengths.
 
     A batch holds at most `batch_frames` frames, padding included, or one clip. With `mixed`, similar lengths go together, and what is left
-    in small batches goes together whatever its length: many small batches cost a network more than gaps between clips (`_lay_out`).
+    in small batches goes together whatever its length: many small batches cost a network more than gaps between clips (`lay_out`).
     """
     order = np.argsort(lengths, kind="stable")
     runs = [order[run] for run in _runs(lengths[order], batch_frames, SPARE if mixed else 0)]
@@ -83,7 +83,7 @@ def can_mix(net):
     return not any(isinstance(module, nn.GroupNorm) for module in net.modules())
 
 
-def _lay_out(lengths, unit):
+def lay_out(lengths, unit):
     """Where clips of these lengths lie in a batch: a row each where they are of similar length, else all in one row, a code (`unit`) apart.
 
     Returns (first frame of each clip when the rows are laid end to end, inside (rows, T) bool: what is a clip's).
@@ -98,7 +98,7 @@ def _lay_out(lengths, unit):
 
 
 def _taken_out(rows, places, lengths):
-    """What `_lay_out` laid out, (rows, T, …) → (N, longest, …), zero beyond each clip's end if it shared a row."""
+    """What `lay_out` laid out, (rows, T, …) → (N, longest, …), zero beyond each clip's end if it shared a row."""
     if len(rows) == len(lengths):
         return rows
     return pad_sequence([rows[0, place:place + length] for place, length in zip(places, lengths)], batch_first=True)
@@ -116,14 +116,14 @@ def _sizes(lengths, gap):
 
 
 @contextmanager
-def _apart(net, lengths):
-    """Clips laid out by `_lay_out` do not see each other: every convolution finds zeros beyond their ends, as if each were alone.
+def apart(net, lengths):
+    """Clips laid out by `lay_out` do not see each other: every convolution finds zeros beyond their ends, as if each were alone.
 
     What a bias writes there is put back to zero before each kernel that would carry it inside. For a kernel that reaches over the gap
     between the clips of a row, a dilated one, the gap is widened.
     """
     unit = 2 ** net.down_t
-    _, inside = _lay_out(lengths, unit)
+    _, inside = lay_out(lengths, unit)
     if inside.all():
         yield
         return
@@ -168,12 +168,12 @@ def forward_clips(net, clips, index, starts, lengths, device, decode=True):
     On the device; T is the longest length. Without `decode` the decoder rests, and out is x. Refuses what is not finite by name.
     """
     unit = 2 ** net.down_t
-    places, inside = _lay_out(lengths, unit)
+    places, inside = lay_out(lengths, unit)
     frames = np.zeros((inside.size, clips.frames.shape[1]), np.float32)
     for place, start, length in zip(places, starts, lengths):
         frames[place:place + length] = clips.frames[start:start + length]
-    x = torch.from_numpy(frames).view(*inside.shape, -1).to(device)
-    with _apart(net, lengths):
+    x = torch.from_numpy(frames).view(*inside.shape, -1).to(device, next(net.parameters()).dtype)
+    with apart(net, lengths):
         codes = net.encode(x)
         out = net.forward_decoder(codes) if decode else x
     x, out, codes = _taken_out(x, places, lengths), _taken_out(out, places, lengths), _taken_out(codes, places // unit, lengths // unit)
@@ -235,11 +235,11 @@ def decode_rows(net, rows, device=None, batch_frames=BATCH_FRAMES):
     unit, device = 2 ** net.down_t, device or next(net.parameters()).device
     lengths = np.array([len(row) for row in rows], np.int64) * unit
     for batch in buckets(lengths, batch_frames, can_mix(net)):
-        places, inside = _lay_out(lengths[batch], unit)
+        places, inside = lay_out(lengths[batch], unit)
         codes = np.zeros(inside.size // unit, np.int64)
         for i, place in zip(batch, places // unit):
             codes[place:place + len(rows[i])] = rows[i]
-        with evaluating(net), _apart(net, lengths[batch]):  # left before anything is yielded
+        with evaluating(net), apart(net, lengths[batch]):  # left before anything is yielded
             out = net.forward_decoder(torch.from_numpy(codes).view(len(inside), -1).to(device)).cpu().flatten(0, 1).numpy()
         for i, place in zip(batch, places):
             yield int(i), out[place:place + lengths[i]]
@@ -252,7 +252,8 @@ def evaluate_clips(net, clips, spec, mean, std, device=None, full=False, loss="l
     net: HumanVQVAE. clips: as `load_split` returns, normalised with mean and std ((D,) float64). loss: l1 | l2 | l1_smooth, over the
     normalised features. full: the whole set of docs/evaluation.md, not only recons, mpjpe, mpjpe_global (mm), codes_used, perplexity.
     rank, world_size: this process takes every world_size-th batch; `reduce(tensor)` adds a float64 CPU tensor up over the ranks, in place.
-    Also holds `skipped` {reason: clip names}, `joints` {joint: (root-aligned, global) mm} and `per_clip` {clip: {metric: value}}.
+    Also holds `skipped` {reason: clip names}, `counts` [K numbers] how often each code is used, `joints` {joint: (root-aligned, global) mm}
+    and `per_clip` {clip: {metric: value}}.
     Raises UserError when no clip can be taken, or a clip or its reconstruction is not finite.
     """
     unit = max(UNIT_LENGTH, 2 ** net.down_t)
@@ -262,7 +263,7 @@ def evaluate_clips(net, clips, spec, mean, std, device=None, full=False, loss="l
         raise UserError(f"{getattr(clips, 'split', 'the split')}: no clip to evaluate ({reasons}); expected clips of "
                         f"{spec.min_eval_frames if min_frames is None else min_frames} frames or more and fewer than {max_frames}")
     device = device or next(net.parameters()).device
-    mean_t, std_t = (torch.as_tensor(np.asarray(a), dtype=torch.float32, device=device) for a in (mean, std))
+    mean_t, std_t = (torch.as_tensor(np.asarray(a), dtype=next(net.parameters()).dtype, device=device) for a in (mean, std))
     scale = mm_per_unit(mean)
     columns = _columns(spec, full)
     table = torch.zeros(len(index), sum(columns.values()), dtype=torch.float64)  # a row per clip: sums over its frames
@@ -280,7 +281,8 @@ def evaluate_clips(net, clips, spec, mean, std, device=None, full=False, loss="l
     blocks = dict(zip(columns, (block.numpy() for block in table.split(list(columns.values()), 1))))
     names = [clips.names[i] for i in index]
     return {**_finalise(blocks, lengths, spec, full, net.nb_code, counts.numpy(), unit=2 ** net.down_t),
-            "skipped": skipped, "joints": _per_joint(blocks, lengths, spec), "per_clip": _per_clip(blocks, lengths, names)}
+            "skipped": skipped, "counts": counts.long().tolist(),
+            "joints": _per_joint(blocks, lengths, spec), "per_clip": _per_clip(blocks, lengths, names)}
 
 
 def _parts(lengths):

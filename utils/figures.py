@@ -13,27 +13,38 @@ _DEAD = (236, 238, 242)
 
 
 def bar_figure(labels, values, title="", unit="mm", *, width=560):
-    """Horizontal bars with their values; a label that starts with left or right takes the limb's colour.
+    """Horizontal bars with their values. left_NAME and right_NAME share a row, each in its limb's colour.
 
     labels: n strings; values: n finite numbers ≥ 0. Raises UserError when they do not fit together.
     """
     values = np.asarray(values, dtype=np.float64)
     if values.shape != (len(labels),) or len(labels) == 0 or not np.isfinite(values).all() or (values < 0).any():
         raise UserError(f"a bar figure wants a finite value ≥ 0 for each of its {len(labels)} labels; got shape {values.shape}")
-    row, top, left, right = 20, 34, 130, 74
-    image = Image.new("RGB", (width * OVER, (top + row * len(values) + 8) * OVER), PAPER)
-    draw, face = ImageDraw.Draw(image), font(13 * OVER)
-    draw.text((10 * OVER, 8 * OVER), title, fill=INK, font=fitting_font(title, 15 * OVER, (width - 20) * OVER))
-    draw.line((left * OVER, top * OVER, left * OVER, (top + row * len(values)) * OVER), fill=GRID, width=OVER)
-    for n, (label, value) in enumerate(zip(labels, values)):
-        y = top + row * (n + 0.5)
-        colour = LEFT if label.startswith("left") else RIGHT if label.startswith("right") else SPINE
-        end = left + (width - left - right) * value / max(values.max(), 1e-12)
-        draw.rectangle((left * OVER, (y - 6) * OVER, end * OVER, (y + 6) * OVER), fill=colour)
-        name = label.replace("_", " ")
-        draw.text(((left - 8) * OVER, y * OVER), name, fill=INK, font=fitting_font(name, 13 * OVER, (left - 14) * OVER), anchor="rm")
-        number = f"{value:.1f} {unit}" if values.max() < 1000 else f"{value:.0f} {unit}"
-        draw.text(((end + 6) * OVER, y * OVER), number, fill=FAINT, font=face, anchor="lm")
+    rows, digits = {}, 1 if values.max() < 1000 else 0
+    for label, value in zip(labels, values):
+        side, _, name = label.partition("_")
+        name, colour = (name, LEFT if side == "left" else RIGHT) if side in ("left", "right") else (label, SPINE)
+        rows.setdefault(name.replace("_", " "), []).append((colour, value))
+    paired = max(map(len, rows.values())) > 1
+    row, top, left, right = 15, 34, 84, 118 if paired else 84
+    image = Image.new("RGB", (width * OVER, (top + row * len(rows) + 8) * OVER), PAPER)
+    draw, face = ImageDraw.Draw(image), font(12 * OVER)
+    legend = [("right", RIGHT), ("left", LEFT)] if paired else []
+    draw.text((10 * OVER, 8 * OVER), title, fill=INK, font=fitting_font(title, 15 * OVER, (width - 20 - 42 * len(legend)) * OVER))
+    for n, (name, colour) in enumerate(legend):
+        draw.text(((width - 10 - 40 * n) * OVER, 10 * OVER), name, fill=colour, font=face, anchor="ra")
+    draw.line((left * OVER, top * OVER, left * OVER, (top + row * len(rows)) * OVER), fill=GRID, width=OVER)
+    for n, (name, bars) in enumerate(rows.items()):
+        y, tall, bars = top + row * n, (row - 3) / len(bars), sorted(bars, key=lambda bar: bar[0] == RIGHT)
+        for k, (colour, value) in enumerate(bars):
+            end = left + (width - left - right) * value / max(values.max(), 1e-12)
+            up = y + 1.5 + tall * k
+            draw.rectangle((left * OVER, up * OVER, end * OVER, (up + tall) * OVER - 1), fill=colour)
+        end = left + (width - left - right) * max(value for _, value in bars) / max(values.max(), 1e-12)
+        numbers = ", ".join(f"{value:.{digits}f}" for _, value in bars)
+        middle = (y + row / 2) * OVER
+        draw.text(((left - 8) * OVER, middle), name, fill=INK, font=fitting_font(name, 12 * OVER, (left - 14) * OVER), anchor="rm")
+        draw.text(((end + 6) * OVER, middle), f"{numbers} {unit}", fill=FAINT, font=face, anchor="lm")
     return np.asarray(image.reduce(OVER))
 
 

@@ -12,20 +12,21 @@ MAX_MOTION_LENGTH = 196  # the extractors' padded length
 
 @dataclass(frozen=True)
 class MotionSpec:
-    """One data set's skeleton and feature layout. Lengths are in metres, rates in frames per second."""
+    """One data set's skeleton and feature layout. Rates are in frames per second."""
 
     name: str
     joints: int
     fps: float
+    unit: float              # metres in one unit of its features and joints
     joint_names: tuple
     chains: tuple            # kinematic chains of joint indices, each from its root outwards
     raw_offsets: tuple       # (J, 3) unit direction of each bone in the rest pose
-    bone_lengths: tuple      # (J,) of the target skeleton in metres; None: a clip keeps its own
+    bone_lengths: tuple      # (J,) of the target skeleton in that unit; None: a clip keeps its own
     face_joints: tuple       # right hip, left hip, right shoulder, left shoulder
     left_feet: tuple         # ankle, toe
     right_feet: tuple
     leg: tuple               # the two joints whose bones give the leg-length ratio
-    contact_threshold: float  # squared foot displacement per frame below which a foot is in contact
+    contact_threshold: float  # squared foot displacement per frame, in that unit, below which a foot is in contact
     min_eval_frames: int     # evaluation takes clips of at least this length
     data_root: str           # upstream's folder
     meta_dirs: tuple         # where upstream's archives put the statistics it trains with
@@ -62,7 +63,7 @@ class MotionSpec:
 
 
 T2M = MotionSpec(
-    name="t2m", joints=22, fps=20.0,
+    name="t2m", joints=22, fps=20.0, unit=1.0,
     joint_names=("pelvis", "left_hip", "right_hip", "spine1", "left_knee", "right_knee", "spine2", "left_ankle", "right_ankle",
                  "spine3", "left_foot", "right_foot", "neck", "left_collar", "right_collar", "head", "left_shoulder",
                  "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist"),
@@ -77,7 +78,7 @@ T2M = MotionSpec(
     meta_dirs=("checkpoints/t2m/VQVAEV3_CB1024_CMT_H1024_NRES3/meta", "checkpoints/t2m/Comp_v6_KLD005/meta"))
 
 KIT = MotionSpec(
-    name="kit", joints=21, fps=12.5,
+    name="kit", joints=21, fps=12.5, unit=0.001,
     joint_names=("root", "spine", "chest", "neck", "head", "right_shoulder", "right_elbow", "right_wrist", "left_shoulder",
                  "left_elbow", "left_wrist", "right_hip", "right_knee", "right_ankle", "right_foot", "right_toe", "left_hip",
                  "left_knee", "left_ankle", "left_foot", "left_toe"),

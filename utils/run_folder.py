@@ -17,7 +17,7 @@ from utils.errors import UserError
 RUN_FILES = re.compile(r"(net|state)_\w+\.pth|args\.json|run\.log|hashes\.json|events\.out\.tfevents\..*|eval_\w+\.json|vis_.*")
 # flags that may differ between a run and its resumption: they do not change what is computed
 FREE_FLAGS = {"data_root", "meta_dir", "no_cache", "out_dir", "exp_name", "eval_iter", "save_iter", "resume", "resume_pth", "overwrite",
-              "force", "on_nan", "nan_limit", "total_iter", "evaluator_dir", "glove_dir"}
+              "force", "on_nan", "nan_limit", "total_iter", "evaluator_dir", "glove_dir", "nb_vis", "data_device"}
 HISTORY = "events.out.tfevents.0.history"  # sorts before every later file of events
 
 
@@ -94,12 +94,12 @@ class _TqdmHandler(logging.StreamHandler):
 
 
 def open_log(path):
-    """Logger that writes to the terminal and to PATH/run.log."""
+    """Logger that writes to the terminal and to PATH/run.log; with path None it is silent."""
     log = logging.getLogger("train_vq")
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.INFO if path else logging.CRITICAL + 1)
     log.propagate = False
     close_log(log)
-    for handler in (_TqdmHandler(), logging.FileHandler(os.path.join(path, "run.log"), encoding="utf-8")):
+    for handler in (_TqdmHandler(), logging.FileHandler(os.path.join(path, "run.log"), encoding="utf-8")) if path else ():
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(handler)
     return log
@@ -118,11 +118,14 @@ def write_args(path, args):
 
 
 class Events:
-    """TensorBoard scalars. A failing disk or writer costs a warning, never the run."""
+    """TensorBoard's scalars and pictures. Whatever fails in drawing or writing them costs a warning, never the run."""
 
     def __init__(self, path, log, keeps=None):
-        """keeps: on a resumed run, says of (tag, step) whether the event came before the state; later ones are dropped from the files."""
-        self.log, self.writer = log, None
+        """keeps: on a resumed run, says of (tag, step) whether the event came before the state; later ones are dropped from the files.
+
+        path None: nothing is drawn or written, for the ranks that do not report.
+        """
+        self.log, self.writer, self.silent = log, None, path is None
         self._guard(self._open, path, keeps)
 
     def _open(self, path, keeps):
@@ -134,6 +137,10 @@ class Events:
         """Write {tag: value} at a step."""
         self._guard(lambda: [self.writer.add_scalar(tag, value, step) for tag, value in values.items()])
 
+    def draw(self, function, *args):
+        """Call function(writer, *args), which draws and writes pictures."""
+        self._guard(lambda: function(self.writer, *args), what="drawing")
+
     def flush(self):
         """Bring everything to the disk."""
         self._guard(lambda: self.writer.flush())
@@ -142,27 +149,29 @@ class Events:
         """Close the event file."""
         self._guard(lambda: self.writer.close())
 
-    def _guard(self, function, *args):
+    def _guard(self, function, *args, what="TensorBoard"):
+        if self.silent:
+            return
         try:
             function(*args)
         except Exception as error:  # whatever a writer raises: the promise is that training goes on
-            self.log.warning(f"TensorBoard: {type(error).__name__}: {str(error).strip()[:200]}; training goes on")
+            self.log.warning(f"{what}: {type(error).__name__}: {str(error).strip()[:200]}; training goes on")
 
 
 def _cut_history(path, keeps):
-    """Merge a run's event files into one that holds each kept event once, and sorts first whatever the clock says."""
+    """Merge a run's event files into one that holds each kept event once, and sorts first whatever the clock says.
+
+    The flags and final metrics go: they are written at the end, and of several TensorBoard shows the first.
+    """
     old = sorted(name for name in os.listdir(path) if name.startswith("events.out.tfevents."))
-    kept = []
-    for name in old:
-        for record in RawEventFileLoader(os.path.join(path, name)).Load():
-            event = Event.FromString(record)
-            if all(keeps(value.tag, event.step) for value in event.summary.value):
-                kept.append(record)
 
     def write(file):
         writer = RecordWriter(file)
-        for record in kept:
-            writer.write(record)
+        for name in old:
+            for record in RawEventFileLoader(os.path.join(path, name)).Load():
+                event = Event.FromString(record)
+                if all(keeps(value.tag, event.step) and not value.tag.startswith("_hparams_/") for value in event.summary.value):
+                    writer.write(record)
         writer.flush()
 
     write_atomically(os.path.join(path, HISTORY), write)

@@ -10,6 +10,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from utils.errors import UserError
+from utils.gif import encode_gif
+from utils.skeleton import bones, check_joints, foot_contacts, frame_error, skeleton_height, unit_in_metres
 
 LEFT, RIGHT, SPINE = (38, 120, 190), (224, 108, 28), (62, 68, 84)   # blue and orange stay apart for colour-blind readers
 PAPER, GROUND, GRID, INK, FAINT = (255, 255, 255), (240, 242, 246), (208, 213, 222), (52, 58, 70), (138, 146, 160)
@@ -19,50 +21,6 @@ TRAIL_POINTS = 48
 DISTANCE = 4.5         # camera to root, in skeleton heights
 STAGE = 1.3            # radius of the ground disc, in skeleton heights
 GRID_METRES = 0.5
-
-
-# geometry
-
-def skeleton_height(joints, spec):
-    """Leg and spine bones end to end, in the unit of joints (T, J, 3): the median over the clip of the longest chains up and down."""
-    length = np.zeros(joints.shape[:2])
-    for child, parent in bones(spec):   # parents come first
-        length[:, child] = length[:, parent] + np.linalg.norm(joints[:, child] - joints[:, parent], axis=-1)
-    leg = length[:, list(spec.feet)].max(1)
-    head = length[:, [chain[-1] for chain in spec.chains if chain[0] == 0]].max(1)
-    return float(np.median(leg + head)) * 0.9   # the foot lies flat and the hips go sideways
-
-
-def unit_in_metres(joints, spec):
-    """1.0 for joints in metres, 0.001 for millimetres (KIT-ML): no skeleton is 20 m tall."""
-    return 0.001 if skeleton_height(joints, spec) > 20 else 1.0
-
-
-def foot_contacts(joints, spec):
-    """(T, 4) bool: squared displacement of each foot joint to the next frame below the data set's threshold; the last frame repeats.
-
-    Order: left ankle, left toe, right ankle, right toe. The same rule as the contact features (HumanML3D), in the data's unit.
-    """
-    if len(joints) < 2:
-        return np.zeros((len(joints), 4), bool)
-    step = np.square(np.diff(joints[:, list(spec.feet)], axis=0)).sum(-1) < spec.contact_threshold
-    return np.concatenate([step, step[-1:]])
-
-
-def check_joints(joints, spec, name="joints"):
-    """joints as a finite float64 array (T, J, 3) with T at least 1. Raises UserError, which names the first bad frame."""
-    joints = np.asarray(joints, dtype=np.float64)
-    if joints.ndim != 3 or joints.shape[1:] != (spec.joints, 3) or len(joints) == 0:
-        raise UserError(f"{name} have shape {joints.shape}; {spec.name} wants (frames, {spec.joints}, 3) with at least one frame")
-    bad = np.flatnonzero(~np.isfinite(joints).all((1, 2)))
-    if len(bad):
-        raise UserError(f"{name} hold NaN or infinity in {len(bad)} of {len(joints)} frames, first in frame {bad[0]}: cannot be drawn")
-    return joints
-
-
-def bones(spec):
-    """(child, parent) pairs, parents before their children."""
-    return [(child, parent) for chain in spec.chains for parent, child in zip(chain, chain[1:])]
 
 
 def _bone_colours(spec):
@@ -115,6 +73,21 @@ def fitting_font(text, size, width):
     return font(size * min(1, width / max(1, font(size).getlength(text))))
 
 
+@lru_cache(maxsize=4096)
+def _stamp(text, size):
+    """Text as a mask, kept because the same times and errors come again and again and setting type takes as long as drawing a figure."""
+    face = font(size)
+    mask = Image.new("L", (int(face.getlength(text)) + 1, int(1.5 * size)))
+    ImageDraw.Draw(mask).text((mask.width, 1.1 * size), text, fill=255, font=face, anchor="rs")
+    return mask
+
+
+def _write(image, x, y, text, size, fill):
+    """Text that ends at x with its baseline at y."""
+    mask = _stamp(text, size)
+    image.paste(fill, (round(x) - mask.width, round(y - 1.1 * size)), mask)
+
+
 def _grid_lines(centre, radius, floor):
     """Chords of the ground disc along x and z at multiples of GRID_METRES: (n, 2, 3)."""
     lines = []
@@ -164,7 +137,7 @@ class _Panel:
         if title:
             face = fitting_font(str(title), self.size / 17, self.size * 0.92)
             draw.text((self.size * 0.04, self.size * 0.03), str(title), fill=INK, font=face)
-        self.clock = font(self.size / OVER / 19) if clock else None
+        self.clock = clock
         return base
 
     def _ground(self, draw, frame):
@@ -199,8 +172,7 @@ class _Panel:
         draw.ellipse((x - 2.9 * r, y - 2.9 * r, x + 2.9 * r, y + 2.9 * r), fill=SPINE)
         image = image.reduce(OVER)
         if self.clock:
-            at = (image.width * 0.96, image.height * 0.97)
-            ImageDraw.Draw(image).text(at, f"{frame / self.spec.fps:.1f} s", fill=FAINT, font=self.clock, anchor="rs")
+            _write(image, image.width * 0.96, image.height * 0.97, f"{frame / self.spec.fps:.1f} s", image.width / 19, FAINT)
         return image
 
 
@@ -208,7 +180,7 @@ class _ErrorBar:
     """The strip beneath two figures: the root-aligned error over time, a point that runs along it, both errors as numbers."""
 
     def __init__(self, error, overall, size, title):
-        self.error, self.overall, self.width, self.height, self.font = error, overall, 2 * size, size // 4, font(size / 18)
+        self.error, self.width, self.height, self.size = error, 2 * size, size // 4, size / 18
         base = Image.new("RGB", (OVER * self.width, OVER * self.height), PAPER)
         draw = ImageDraw.Draw(base)
         base_line = OVER * self._point(0, 0)[1]
@@ -216,9 +188,23 @@ class _ErrorBar:
         curve = [(OVER * x, OVER * y) for x, y in map(self._point, range(len(error)), error)]
         draw.line(curve * (1 if len(error) > 1 else 2), fill=FAINT, width=OVER)
         if title:
-            face = fitting_font(str(title), OVER * size / 18, 0.5 * base.width)
+            face = fitting_font(str(title), OVER * self.size, 0.5 * base.width)
             draw.text((0.98 * base.width, 0.04 * base.height), str(title), fill=FAINT, font=face, anchor="ra")
         self.base = base.reduce(OVER)
+        self._caption(("error ", error, " mm root-aligned, ", overall, " global"))
+
+    def _caption(self, parts):
+        """Words once for all frames; numbers right-aligned in fields as wide as their widest."""
+        draw, face, x, y = ImageDraw.Draw(self.base), font(self.size), 0.02 * self.width, 0.04 * self.height + self.size
+        self.fields = []
+        for part in parts:
+            if isinstance(part, str):
+                draw.text((x, y), part, fill=INK, font=face, anchor="ls")
+                x += face.getlength(part)
+            else:
+                texts = [f"{value:.0f}" for value in part]
+                x += max(map(face.getlength, set(texts)))
+                self.fields.append((x, y, texts))
 
     def _point(self, frame, error):
         x = self.width * (0.02 + 0.96 * frame / max(1, len(self.error) - 1))
@@ -226,21 +212,21 @@ class _ErrorBar:
 
     def picture(self, frame):
         image = self.base.copy()
-        draw = ImageDraw.Draw(image)
         (x, y), r = self._point(frame, self.error[frame]), self.height / 20
-        draw.ellipse((x - r, y - r, x + r, y + r), fill=RIGHT)
-        text = f"error {self.error[frame]:.0f} mm root-aligned, {self.overall[frame]:.0f} global"
-        draw.text((0.02 * self.width, 0.04 * self.height), text, fill=INK, font=self.font)
+        ImageDraw.Draw(image).ellipse((x - r, y - r, x + r, y + r), fill=RIGHT)
+        for x, y, texts in self.fields:
+            _write(image, x, y, texts[frame], self.size, INK)
         return image
 
 
-def draw_frames(joints, spec, *, size=256, reference=None, contacts=None, title=None, labels=("original", "reconstruction"),
+def draw_frames(joints, spec, *, size=256, reference=None, alone=False, contacts=None, title=None, labels=("original", "reconstruction"),
                 azimuth=30, elevation=14, frames=None):
     """A skeleton in motion as pictures, (n, H, W, 3) uint8, n = T or len(frames).
 
     joints (T, J, 3), metres or millimetres, y up; spec: MotionSpec. One figure: H = W = size. With `reference` (T, J, 3) the original
     stands left of the reconstruction, each followed by its own camera (W = 2·size), and the error in mm runs beneath (H = size + size//4),
-    root-aligned and global MPJPE; the original's path lies in grey beneath the reconstruction's.
+    root-aligned and global MPJPE; the original's path lies in grey beneath the reconstruction's. With `alone` only the reconstruction's
+    figure is drawn, at the original's scale and over its path.
     contacts (T, 4) marks the feet of `joints`; by default they are told from its motion. azimuth and elevation in degrees: 0 looks into
     the face of a clip that starts facing +z. frames: indices to draw, all by default. Raises UserError for joints that cannot be drawn.
     """
@@ -258,8 +244,10 @@ def draw_frames(joints, spec, *, size=256, reference=None, contacts=None, title=
             raise UserError(f"the reference has {len(reference)} frames and the joints {len(joints)}: cut them to the same length")
         original = reference * unit_in_metres(reference, spec)
         left = _Panel(original, spec, foot_contacts(reference, spec), size, angles, labels[0], False)
-        panels = [left, _Panel(metres, spec, contacts, size, angles, labels[1], True, left)]
+        panels = [left, _Panel(metres, spec, contacts, size, angles, title if alone else labels[1], True, left)]
         bar = _ErrorBar(*frame_error(metres, original), size, title)
+        if alone:
+            panels, bar = panels[1:], None
     frames = range(len(joints)) if frames is None else [int(f) for f in frames]
     pictures = np.empty((len(frames), size + (bar.height if bar else 0), size * len(panels), 3), np.uint8)
     for out, frame in zip(pictures, frames):
@@ -270,39 +258,7 @@ def draw_frames(joints, spec, *, size=256, reference=None, contacts=None, title=
     return pictures
 
 
-def frame_error(joints, reference):
-    """Root-aligned and global MPJPE of each frame in mm, (T,) each, from metres."""
-    difference = joints - reference
-    return [1000 * np.linalg.norm(d, axis=-1).mean(1) for d in (difference - difference[:, :1], difference)]
-
-
 # files
-
-def encode_gif(frames, fps):
-    """(T, H, W, 3) uint8 → the bytes of an endless GIF with one palette. GIF counts time in 1/100 s: rounded, without drift."""
-    frames = np.asarray(frames)
-    sample = Image.fromarray(np.concatenate(list(frames[np.linspace(0, len(frames) - 1, min(4, len(frames))).astype(int)])))
-    common = sorted(sample.getcolors(sample.width * sample.height), reverse=True)[:16]      # kept exact: paper, ground, limbs
-    colours = [value for _, colour in common for value in colour] + sample.quantize(112, method=Image.Quantize.MEDIANCUT).getpalette()
-    palette = Image.new("P", (1, 1))
-    palette.putpalette(colours)
-    levels = np.linspace(0, 255, 32).round().astype(np.uint8)
-    cube = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(128, 256, 3)
-    nearest = np.array(Image.fromarray(cube).quantize(palette=palette, dither=Image.Dither.NONE)).reshape(-1)
-    for index, (_, (r, g, b)) in reversed(list(enumerate(common))):
-        nearest[r >> 3 << 10 | g >> 3 << 5 | b >> 3] = index
-    images = []
-    for frame in frames:
-        r, g, b = (frame >> 3).astype(np.uint16).transpose(2, 0, 1)
-        image = Image.fromarray(nearest[r << 10 | g << 5 | b])
-        image.putpalette(palette.getpalette())
-        images.append(image)
-    ends = np.round(np.arange(1, len(frames) + 1) * 100 / fps).astype(int)
-    durations = (np.maximum(np.diff(ends, prepend=0), 2) * 10).tolist()
-    stream = io.BytesIO()
-    images[0].save(stream, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0, optimize=False)
-    return stream.getvalue()
-
 
 def gif_bytes(joints, spec, fps=None, **drawing):
     """An animated GIF of joints (T, J, 3) as bytes; fps: the data set's by default; the rest goes to `draw_frames`."""

@@ -109,7 +109,7 @@ def _print_summary(args, report, unused_captions):
     length = f"{report.seconds / 3600:.2f} hours" if report.seconds >= 3600 else f"{report.seconds / 60:.1f} minutes"
     print(f"{args.out}: {clips} clips, {report.frames} frames, {length} ({', '.join(f'{name} {len(ids)}' for name, ids in report.splits.items())})")
     print(f"sources: {report.converted} converted, {report.kept} unchanged since the last run, {len(report.rejected)} rejected"
-          + (f"; {report.removed} clips of sources that are gone were removed" if report.removed else ""))
+          + (f"; {report.removed} earlier clips were removed: their sources were not given, are gone or went bad" if report.removed else ""))
     for what, values in report.found.items():
         print(f"{what}: {', '.join(f'{value} ({count})' for value, count in values.most_common())}")
     if args.captions or args.demo:

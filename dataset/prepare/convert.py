@@ -23,7 +23,7 @@ from utils.errors import UserError
 from utils.motion_process import extract_features, group_statistics, mirror, recover_from_ric
 from utils.motion_spec import get_spec
 
-VERSION = 1                         # counts changes of the conversion: finished clips of another one are made again
+VERSION = 2                         # counts changes of the conversion: finished clips of another one are made again
 JOINTS, FEATURES, TEXTS = "new_joints", "new_joint_vecs", "texts"
 DONE = "prepared.jsonl"             # what was converted from what; only clips listed here are ever replaced or removed
 SPLITS = ("train", "val", "test")
@@ -70,13 +70,17 @@ def write_dataset(out, clips, dataname, *, reading=None, fractions=FRACTIONS, mi
     clips: iterable of (id, source, captions); a source is a path, read as `reading` says, or an array of joints (T, J, 3) in metres, y up, at
     the data set's rate; captions are sentences or HumanML3D text lines. mirrored: add the left-right mirrored copy of each, M + id, to its
     split. Clips finished earlier are kept while source and settings are the same; a file appears under its name only when whole.
-    Returns a Report. Raises UserError when `out` cannot be written or holds clips this function did not make, when no clip is left, and
-    with `strict` for the first clip that cannot be used.
+    Clips made earlier whose source is not among `clips` any more are removed.
+    Returns a Report. Raises UserError when `out` cannot be written, holds clips this function did not make or only clips of other sources,
+    when no clip is left, and with `strict` for the first clip that cannot be used.
     """
     reading, out = reading or Reading(dataname), Path(out)
     clips = {name: (source, list(captions)) for name, source, captions in clips}
     _refuse_mirror_names(clips, mirrored)
     with _locked(out) as done:
+        if done and not done.keys() & clips.keys():
+            raise UserError(f"{out}: holds {len(done)} clips of other sources ({next(iter(done))}, …), which this run would remove; give all sources "
+                            "in one command, or name another folder with --out")
         work, kept = {}, {}
         for name, (source, _) in clips.items():
             key = _key(source, reading, mirrored)
@@ -200,7 +204,7 @@ def _convert_one(out, name, source, reading, mirrored):
         if not leg > 0:
             raise UserError(f"{source if found else name}: the right leg has no length in the first frame; expected hip, knee and ankle apart")
         versions = {name: joints} | ({f"M{name}": mirror(joints, spec)} if mirrored else {})
-        features = {clip: extract_features(version, spec.name) for clip, version in versions.items()}
+        features = {clip: extract_features(version / spec.unit, spec.name) for clip, version in versions.items()}
     except (UserError, ValueError) as error:
         return str(error)
     if not all(np.isfinite(array).all() for array in features.values()):

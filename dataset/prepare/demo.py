@@ -8,14 +8,15 @@ World: metres, y up, floor at 0; the body faces +z at heading 0 and its left is 
 import numpy as np
 from scipy.ndimage import gaussian_filter1d, maximum_filter1d
 
-from dataset.prepare import demo_actions
-from dataset.prepare.demo_actions import FPS, FRAMES, SIDES, Score, ease
+from dataset.prepare.demo_actions import choreograph
+from dataset.prepare.demo_score import FPS, FRAMES, OTHER, SIDES, Score, ease
 from utils.motion_spec import T2M
 
 MIN_FRAMES = 40
 SOLE = 0.01          # height of the toe joint of a flat foot, in metres
 FOOT_DROP = 0.33     # ankle above toe in a flat foot, in foot lengths
 REACH = 0.9955       # of the leg's length: a knee never locks
+PASSING = 0.10       # metres to its side at which a foot passes the other one
 SHORTEST = 0.30      # of the leg's length: about the deepest a knee folds
 # direction of each bone in its parent's frame, standing; the legs' own directions come from inverse kinematics
 REST = {1: (.57, -.80, -.17), 2: (-.57, -.80, -.17), 3: (0, .955, -.29), 6: (0, .98, .19), 9: (0, 1, .05), 12: (0, .99, -.15),
@@ -91,6 +92,11 @@ def plan_feet(score, path, heading):
                 * (1 - ease((t - step.lift - 0.15 * time) / (0.65 * time)))
             pitch -= step.strike * ease((t - step.lift - 0.55 * time) / (0.4 * time)) * (1 - ease((t - step.land) / 0.12))
         feet[side] = dict(base=base, lift=lift, heading=yaw, pitch=pitch, swing=swing)
+    forward, left = _ground_axes(heading)
+    for side, sign in SIDES.items():        # on its way a foot goes around the other one, where the path is bent
+        away = feet[side]["base"] - feet[OTHER[side]]["base"]
+        near = feet[side]["swing"] * np.exp(-np.square((away * forward).sum(-1) / 0.2))
+        feet[side]["base"] += (sign * near * np.maximum(PASSING - sign * (away * left).sum(-1), 0))[:, None] * left
     return feet
 
 
@@ -230,7 +236,7 @@ def make_clip(seed, index):
     size, torso, arms = rng.uniform(0.86, 1.12), rng.uniform(0.94, 1.06), rng.uniform(0.94, 1.06)
     lengths = proportions(torso, arms)
     score = Score(rng)
-    name, begin, end, captions = demo_actions.choreograph(score, rng, index)
+    name, begin, end, captions = choreograph(score, rng, index)
     score.stand = standing_height(lengths, score.width)
     first = round(begin * FPS)
     last = int(np.clip(np.ceil(end * FPS), first + MIN_FRAMES, FRAMES))

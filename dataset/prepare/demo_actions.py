@@ -1,96 +1,14 @@
-"""What the demo set's people do, written on a score: footsteps, velocities and angles over time, and the words for them.
+"""What the demo set's people do, written on a score (`dataset.prepare.demo_score`), and the words for it.
 
 One function an action, which is why this file is long.
 An action is a function (score, start, limit, rng) → (end, phrases): it writes itself between two times in seconds, ends standing,
 and says what happened in a few equivalent phrases. What it adds starts and ends at zero, so actions follow or overlap smoothly.
 Metres, seconds, degrees. Left is positive; the sizes are those of the data set's skeleton and scale with the person.
 """
-from typing import NamedTuple
-
 import numpy as np
-from scipy.interpolate import CubicHermiteSpline, PchipInterpolator
+from scipy.interpolate import CubicHermiteSpline
 
-FPS, FRAMES = 20, 160
-SIDES = {"left": 1, "right": -1}
-OTHER = {"left": "right", "right": "left"}
-
-
-class Step(NamedTuple):
-    """One step of one foot. The foot lands beside where the root is at time over, plus an offset forward and left."""
-
-    side: str
-    lift: float             # seconds
-    land: float
-    over: float
-    width: float = 0.085    # metres from the root's line, to the foot's own side
-    forward: float = 0.0
-    left: float = 0.0
-    height: float = 0.08
-    push: float = 40.0      # heel up at the toe's leaving
-    early: float = 0.18     # the heel rises that long before
-    strike: float = 10.0    # toe up at the landing
-    linear: float = 0.3     # 0: starts and stops gently; 1: at constant speed, as in the air
-
-
-class Score:
-    """Controls over time: score["name"] is a track (160,), score.steps the footsteps. Starts as a person standing, never quite still."""
-
-    def __init__(self, rng):
-        self.t, self.tracks, self.steps = np.arange(FRAMES) / FPS, {}, []
-        self.heading, self.width, self.toe_out, self.stand = rng.uniform(-180, 180), rng.uniform(0.08, 0.11), rng.uniform(4, 12), 0.0
-        self.energy, self.swing = rng.uniform(0.8, 1.2), rng.uniform(0.8, 1.25)
-        self.add(balance=0.35, twist=1.0, bob=0.012, left_load=1.0, right_load=1.0, arm_swing=30 * self.swing)
-        self.add(spine_forward=rng.uniform(-1, 5), head_forward=rng.uniform(-3, 6))
-        out, elbow, turn = rng.uniform(6, 13), rng.uniform(10, 24), rng.uniform(5, 25)
-        for side in SIDES:
-            self.add(**arm(side, rng.uniform(-2, 5), out, turn, elbow))
-        for name, size in dict(spine_forward=1.2, spine_left=1.2, spine_turn=1.5, head_turn=4, head_forward=2, root_left=0.006,
-                               root_forward=0.006, left_arm_forward=1.5, right_arm_forward=1.5, left_elbow=2.5, right_elbow=2.5,
-                               left_arm_out=1, right_arm_out=1).items():
-            waves = rng.uniform(0.12, 0.5, 3)[:, None] * self.t + rng.uniform(0, 1, 3)[:, None]
-            self.add(**{name: size * np.sin(2 * np.pi * waves).mean(0)})
-
-    def __getitem__(self, name):
-        return self.tracks.get(name, np.zeros(FRAMES))
-
-    def add(self, **values):
-        """Add a constant or a curve (160,) to each named track."""
-        for name, value in values.items():
-            self.tracks[name] = self[name] + value
-
-    def pose(self, weight, **values):
-        """Blend each named track to a value by weight (160,): 0 keeps it, 1 replaces it."""
-        for name, value in values.items():
-            self.tracks[name] = self[name] * (1 - weight) + weight * value
-
-
-def arm(side, forward, out, turn, elbow):
-    """An arm's pose: raised forward, out to its side, upper arm turned inward, elbow bent."""
-    return {f"{side}_arm_forward": forward, f"{side}_arm_out": out, f"{side}_arm_turn": turn, f"{side}_elbow": elbow}
-
-
-def ease(u):
-    """0 → 1 with the least jerk; held outside of [0, 1]."""
-    u = np.clip(u, 0, 1)
-    return u ** 3 * (10 - 15 * u + 6 * u ** 2)
-
-
-def pulse(t, start, end, rise=0.4, fall=None):
-    """0, up to 1 within rise seconds of start, back at 0 at end."""
-    return ease((t - start) / rise) * (1 - ease((t - end + (fall or rise)) / (fall or rise)))
-
-
-def keyed(t, *keys):
-    """A curve through (time, value) keys that never overshoots them and comes to rest at both ends."""
-    times, values = np.array(keys, np.float64).T
-    times, values = np.concatenate([[times[0] - 1], times, [times[-1] + 1]]), np.concatenate([values[:1], values, values[-1:]])
-    return PchipInterpolator(times, values)(np.clip(t, times[0], times[-1]))
-
-
-def pick(rng, *options):
-    """One of the options."""
-    return options[rng.integers(len(options))]
-
+from dataset.prepare.demo_score import FPS, OTHER, SIDES, Step, arm, ease, keyed, pick, pulse
 
 # on foot
 
@@ -124,7 +42,7 @@ def walk(score, start, limit, rng):
         speed, period, step = -0.55 * speed, period * 1.05, dict(push=22, strike=0, height=0.06)
         words = ("walks backward", "steps backwards", "takes some steps back")
     elif way in SIDES:
-        turn = SIDES[way] * rng.uniform(60, 110)
+        turn, step = SIDES[way] * rng.uniform(60, 110), step | dict(width=0.1)
         words = (f"walks forward and curves to the {way}", f"walks in a curve to the {way}", f"walks ahead, veering {way}")
     elif way == "circle" and most >= 10:
         side = pick(rng, *SIDES)
@@ -153,10 +71,10 @@ def run(score, start, limit, rng):
     count = min(int((limit - start) / period), int(rng.integers(8, 15)))
     side = pick(rng, None, None, "left", "right")
     turn = SIDES[side] * rng.uniform(50, 110) if side else 0.0
-    end = gait(score, start, count, period, first, speed, 0, turn, swing=1.3, ramp=2.6, width=0.06, height=0.16 + 0.04 * speed,
+    end = gait(score, start, count, period, first, speed, 0, turn, swing=1.3, ramp=2.6, width=0.08 if side else 0.06, height=0.16 + 0.04 * speed,
                push=60 + 6 * speed, early=0.1, strike=4, linear=0.5)
     envelope = pulse(score.t, start - 0.15, end + 0.1, 0.6)
-    score.pose(envelope, bob=-0.055, arm_swing=16 * speed * score.swing, balance=0.25, twist=1.2)
+    score.pose(envelope, bob=-0.055, arm_swing=13 * speed * score.swing, balance=0.25, twist=1.2)
     score.add(spine_forward=(3 + 3 * speed) * envelope, rise=-0.02 * envelope, spine_left=-0.05 * turn * envelope,
               pelvis_forward=2 * speed * envelope)
     for name in SIDES:
@@ -249,13 +167,13 @@ def squat(score, start, limit, rng):
         score.add(rise=-deep * bend, root_forward=-0.42 * deep * bend, pelvis_forward=70 * deep * bend, spine_forward=35 * deep * bend,
                   head_forward=-40 * deep * bend)
         for side in SIDES:
-            if arms == "forward":
-                score.pose(bend, **arm(side, *pose))
+            if arms == "forward":       # and level, whatever the chest does
+                score.pose(bend, **arm(side, pose[0] + 105 * deep * bend, *pose[1:]))
     for side in SIDES:
         if arms != "forward":
             score.pose(pulse(t, start - 0.2, end + 0.2, 0.6), **arm(side, *pose))
     if arms == "crossed":
-        score.add(left_arm_forward=14 * pulse(t, start - 0.2, end + 0.2, 0.6))      # one arm over the other
+        score.add(left_arm_forward=22 * pulse(t, start - 0.2, end + 0.2, 0.6))      # one arm over the other
     times = {1: "", 2: " twice", 3: " three times"}[count]
     how = dict(forward=" with the arms stretched forward", hips=" with the hands on the hips", crossed=" with the arms crossed")[arms]
     return end + 0.1, [f"squats{times}", f"does a squat{times}", f"squats down and stands back up{times}", f"squats{times}{how}"]
@@ -282,21 +200,22 @@ def sit(score, start, limit, rng):
 
 def bow(score, start, limit, rng):
     t, down, hold = score.t, rng.uniform(0.7, 1.1), rng.uniform(0.2, 0.9)
-    deep = rng.uniform(0.55, 1.1)
+    deep = rng.uniform(0.5, 0.95)
     once = 2 * down + hold
     count = max(1, min(int(rng.integers(1, 3)), int((limit - start) / once)))
     hands = pick(rng, "sides", "front", "chest")
     end = start + count * once
-    for i in range(count):
-        bend = pulse(t, start + i * once, start + (i + 1) * once, down)
-        score.add(spine_forward=46 * deep * bend, pelvis_forward=36 * deep * bend, root_forward=-0.11 * deep * bend, head_forward=12 * bend)
+    bend = sum(pulse(t, start + i * once, start + (i + 1) * once, down) for i in range(count))
+    score.add(spine_forward=46 * deep * bend, pelvis_forward=36 * deep * bend, root_forward=-0.11 * deep * bend, head_forward=12 * bend)
     held = pulse(t, start - 0.1, end + 0.1, 0.6)
-    if hands == "front":
-        for side in SIDES:
+    for side in SIDES:
+        if hands == "chest" and side == "right":
+            score.pose(held, **arm(side, 34, 16, 66, 108))
+            continue
+        if hands == "front":
             score.pose(held, **arm(side, 22, 4, 45, 38))
-    elif hands == "chest":
-        score.pose(held, **arm("right", 24, 14, 66, 108))
-    adverb = "deeply" if deep > 0.85 else "politely"
+        score.add(**{f"{side}_arm_forward": 45 * deep * bend})      # hangs, and does not point back
+    adverb = "deeply" if deep > 0.75 else "politely"
     times = " twice" if count == 2 else ""
     how = dict(sides="with the arms at the sides", front="with the hands together", chest="with one hand on the chest")[hands]
     return end + 0.1, [f"bows{times}", f"bows {adverb}{times}", f"takes a bow{times}", f"bows forward {how}{times}"]

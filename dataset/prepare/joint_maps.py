@@ -1,7 +1,8 @@
 """From the joints of a source skeleton to a data set's: built-in maps by name, and a file for any other.
 
 A map is {target joint: source joint, or [source, source, share] for a point between two}. Names are compared without case, spaces,
-underscores, hyphens and a prefix that ends in a colon. A target is one of the data set's joint names; spine joints a map lacks are interpolated.
+underscores, hyphens and a prefix that ends in a colon or is Mixamo's or SMPL's. A target is one of the data set's joint names; spine joints a
+map lacks are interpolated.
 """
 import json
 import re
@@ -50,12 +51,13 @@ MAPS = {
     "Mixamo": dict(THREE_SPINES, **_sides("Left", "Right", **MIXAMO_LIMBS, foot="*ToeBase")),
     "LAFAN1": dict(THREE_SPINES, **_sides("Left", "Right", **MIXAMO_LIMBS, foot="*Toe")),
 }
+PREFIXES = r"^(mixamorig\d*|[mf]avg)(?=.)"      # mixamorig_Hips where an exporter took the colon; m_avg_Pelvis in SMPL's own files
 MARKS = {"CMU (cgspeed)": ("LowerBack", "Neck1")}   # names that tell a skeleton from another one with the same limbs
 
 
 def plain(name):
     """A joint's name as it is compared."""
-    return re.sub(r"[\s_\-]", "", name.rsplit(":", 1)[-1]).lower()
+    return re.sub(PREFIXES, "", re.sub(r"[\s_\-]", "", name.rsplit(":", 1)[-1]).lower())
 
 
 def _sources(entry):

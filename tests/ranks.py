@@ -1,0 +1,31 @@
+"""Trains small runs as one rank of a torchrun, for test_distributed: `torchrun --nproc-per-node N tests/ranks.py DATA OUT`, a folder a run."""
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from tests.helpers import small_args
+from train_vq import main
+from utils.distributed import equal_everywhere, rank_and_world
+
+# run → flags; 50 steps of 8 windows, 64 rows of latents a step
+STEPS = ("--batch-size", "8", "--warm-up-iter", "11", "--total-iter", "40", "--lr", "1e-3", "--print-iter", "10", "--eval-iter", "20")
+RUNS = {
+    **{quantizer: ("--quantizer", quantizer, "--float64") for quantizer in ("ema_reset", "orig", "ema", "reset")},
+    "few rows": ("--nb-code", "100", "--float64"),  # fewer rows than codes: they are repeated with noise
+    "parts": ("--grad-accum", "2", "--float64"),
+}
+SINGLE = {"float32": ()}
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    root, out = map(Path, sys.argv[1:])
+    for name, flags in {**RUNS, **SINGLE}.items():
+        assert main(small_args(root, out / name, *STEPS, *flags)) == 0
+    rank, world = rank_and_world()
+    tensor = torch.arange(6.0)
+    assert equal_everywhere([tensor, tensor])
+    tensor[5] += rank * 1e-6  # a last bit differs
+    assert equal_everywhere([tensor, tensor]) == (world == 1)

@@ -1,0 +1,206 @@
+"""What a run leaves to look at: its event file read back, its GIF files, and that none of it disturbs the run."""
+import io
+import os
+import re
+import signal
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import metadata
+from torch.utils.tensorboard import SummaryWriter
+
+from options.option_vq import get_args_parser
+from tests.helpers import SMALL_NET, make_dataset, signal_at, small_args
+from tests.test_evaluation import make_clips, make_net
+from tests.test_train_vq import curves, same, weights
+from train_vq import main
+from utils import dashboard
+from utils.evaluation import evaluate_clips
+from utils.motion_spec import T2M
+
+
+def read(run):
+    events = EventAccumulator(str(run), size_guidance={"images": 0, "scalars": 0, "histograms": 0})
+    events.Reload()
+    return events
+
+
+def images(run, tag):
+    """{step: encoded bytes}"""
+    return {image.step: image.encoded_image_string for image in read(run).Images(tag)}
+
+
+def frames(data):
+    """The GIF's frames, decoded: (T, H, W, 3)."""
+    with Image.open(io.BytesIO(data)) as gif:
+        pictures = []
+        for n in range(gif.n_frames):
+            gif.seek(n)
+            pictures.append(np.asarray(gif.convert("RGB")))
+        return np.stack(pictures)
+
+
+def test_clips_play_under_upstreams_tags(trained):
+    # the validation split holds clips of 66 and 75 frames, evaluated at 64 and 72
+    for i, length in enumerate((64, 72)):
+        original, = images(trained, f"./Vis/org_eval{i}").values()            # it never changes: once
+        assert list(images(trained, f"./Vis/org_eval{i}")) == [6]
+        predictions = images(trained, f"./Vis/pred_eval{i}")
+        assert list(predictions) == [6, 12]
+        for data in (original, *predictions.values()):
+            shown = frames(data)
+            assert shown.shape == (length, 256, 256, 3)
+            assert (shown[0] != shown[length // 2]).any()
+        assert predictions[6] != predictions[12] != original
+
+
+def test_the_codebooks_use_adds_up_and_is_drawn_over_time(trained):
+    codes = (64 + 72) // 4
+    for event in read(trained).Histograms("Validation/code_uses_by_rank"):
+        counts = np.array(event.histogram_value.bucket)
+        assert event.histogram_value.num == counts.sum() == codes
+        assert (np.diff(counts) <= 0).all() and len(counts) <= 16
+    by_step = dict(curves(trained)["./Test/codes_used"])
+    assert (counts > 0).sum() == by_step[12]                                  # of the last evaluation
+    first, last = (np.asarray(Image.open(io.BytesIO(data))) for data in images(trained, "Validation/codebook_use").values())
+    assert first.shape == last.shape == (260, dashboard.CARD, 3) and (first != last).any()
+
+
+def test_codes_and_joint_errors_are_drawn_at_every_evaluation(trained):
+    for tag in ("Validation/codes", "Validation/joint_errors"):
+        assert list(images(trained, tag)) == [6, 12]
+        assert all(Image.open(io.BytesIO(data)).width <= dashboard.CARD for data in images(trained, tag).values())
+
+
+def session(run):
+    """The flags and the metrics' tags of the HParams tab."""
+    events = read(run)
+    start = metadata.parse_session_start_info_plugin_data(events.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content)
+    experiment = metadata.parse_experiment_plugin_data(events.SummaryMetadata(metadata.EXPERIMENT_TAG).plugin_data.content)
+    assert events.SummaryMetadata(metadata.SESSION_END_INFO_TAG).plugin_data.content
+    return {name: value.number_value or value.string_value for name, value in start.hparams.items()}, \
+        [metric.name.tag for metric in experiment.metric_infos]
+
+
+def test_the_flags_stand_beside_the_final_metrics_in_the_same_run(trained):
+    flags, metrics = session(trained)
+    assert flags["nb_code"] == 16 and flags["quantizer"] == "ema_reset" and flags["vq_norm"] == "None" and flags["total_iter"] == 12
+    assert flags["lr_scheduler"] == "[200000]" and "data_root" not in flags and "nb_vis" not in flags
+    assert {"./Test/mpjpe", "./Test/perplexity", "./Train/L1"} <= set(metrics) <= set(read(trained).Tags()["scalars"])
+    assert not [entry.name for entry in os.scandir(trained) if entry.is_dir()]    # `add_hparams` would have started a run of its own
+
+
+def test_every_curve_of_the_custom_scalars_is_there(trained):
+    layout = layout_pb2.Layout.FromString(read(trained).Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    tags = read(trained).Tags()["scalars"]
+    for chart in (chart for group in layout.category for chart in group.chart):
+        for pattern in chart.multiline.tag:
+            assert sum(bool(re.match(pattern, tag)) for tag in tags) == 1, (chart.title, pattern)
+
+
+def test_at_the_end_each_clip_stands_beside_its_original(trained):
+    assert "vis_*.gif" in (trained / "run.log").read_text()
+    for name, length in (("000006", 64), ("000007", 72)):
+        shown = frames((trained / f"vis_{name}.gif").read_bytes())
+        assert shown.shape == (length, 256 + 64, 512, 3) and (shown[:, 64:256, :256] != shown[:, 64:256, 256:]).any()
+
+
+def test_drawing_leaves_the_run_bit_for_bit_as_it_is(data_root, tmp_path, trained):
+    assert main(small_args(data_root, tmp_path)) == 0
+    run = tmp_path / "run"
+    assert same(weights(run), weights(trained)) and curves(run) == curves(trained)
+    assert read(run).Tags()["images"] == [] and not list(run.glob("vis_*"))
+    assert read(run).Tags()["histograms"] and session(run)[0]["nb_code"] == 16
+
+
+@pytest.mark.parametrize("norm", [None, "BN"])
+def test_it_leaves_modes_codebook_and_random_streams_as_they_were(tmp_path, norm):
+    net, clips = make_net(norm), make_clips((43, 61, 80))
+    net.mean, net.std = np.zeros(263), np.full(263, 0.3)
+    net.train()
+    net.vqvae.encoder.eval()
+    modes = [module.training for module in net.modules()]
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    streams = torch.get_rng_state(), np.random.get_state()[1].copy()
+    events = SimpleNamespace(draw=lambda function, *args: function(writer, *args))
+    with SummaryWriter(str(tmp_path)) as writer:
+        board = dashboard.Dashboard(events, net, SimpleNamespace(clips=clips, extractors=None), 2)
+        board.evaluation(evaluate_clips(net, clips, T2M, net.mean, net.std), 1)
+        board.finish(get_args_parser([]), tmp_path, SimpleNamespace(info=print))
+    assert len(list(tmp_path.glob("vis_*.gif"))) == 2
+    assert [module.training for module in net.modules()] == modes
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), streams[0]) and (np.random.get_state()[1] == streams[1]).all()
+
+
+def test_the_drawn_clips_are_spread_over_the_split_and_always_the_same():
+    clips = make_clips((30, *[40 + i for i in range(20)], 300))
+    assert dashboard.pick_clips(clips, T2M, 2).names == ["c6", "c16"]
+    assert dashboard.pick_clips(clips, T2M, 1).names == ["c11"]
+    every = dashboard.pick_clips(clips, T2M, 99)
+    assert every.names == [f"c{i}" for i in range(1, 21)]
+    for i in range(20):
+        drawn, start = every.frames[every.offsets[i]:every.offsets[i + 1]], clips.offsets[i + 1]
+        assert len(drawn) == (40 + i) // 4 * 4 and (drawn == clips.frames[start:start + len(drawn)]).all()
+
+
+def test_a_resumed_run_goes_on_with_its_pictures(data_root, tmp_path, trained, monkeypatch):
+    signal_at(monkeypatch, 11)                                                 # iteration 8, after the first of two evaluations
+    assert main(small_args(data_root, tmp_path, "--nb-vis", "1")) == 128 + signal.SIGUSR1
+    run = tmp_path / "run"
+    assert list(images(run, "Validation/codebook_use")) == [6] and not list(run.glob("vis_*"))
+    monkeypatch.undo()
+    assert main(small_args(data_root, tmp_path, "--nb-vis", "1", "--resume", "auto")) == 0
+    assert images(run, "Validation/codebook_use") == images(trained, "Validation/codebook_use")
+    assert list(images(run, "./Vis/pred_eval0")) == [6, 12] and len(list(run.glob("vis_*.gif"))) == 1
+    # gone on once more, the HParams tab shows the new length, not that of the first end
+    assert main(small_args(data_root, tmp_path, "--nb-vis", "1", "--resume", "auto", "--total-iter", "18")) == 0
+    assert session(run)[0]["total_iter"] == 18
+    assert list(images(run, "Validation/codebook_use")) == [6, 12, 18]
+
+
+@pytest.mark.parametrize(("broken", "lost", "kept"), [
+    (("add_gif", "save_gif"), {"./Vis/org_eval0", "./Vis/pred_eval0"}, {"Validation/joint_errors", "Validation/codebook_use"}),
+    (("bar_figure", "hparams"), {"Validation/joint_errors"}, {"./Vis/pred_eval0", "Validation/codes"}),
+])
+def test_a_failing_picture_costs_one_line_each_time(data_root, tmp_path, trained, monkeypatch, broken, lost, kept):
+    def fail(*args, **kwargs):
+        raise OSError("no ink")
+
+    for name in broken:
+        monkeypatch.setattr(dashboard, name, fail)
+    assert main(small_args(data_root, tmp_path, "--nb-vis", "1")) == 0
+    run = tmp_path / "run"
+    assert same(weights(run), weights(trained))
+    warnings = [line for line in (run / "run.log").read_text().splitlines() if "WARNING drawing: OSError: no ink; training goes on" in line]
+    assert len(warnings) == 3                                                  # one at each of two evaluations, and one at the end
+    tags = set(read(run).Tags()["images"])
+    assert not lost & tags and kept <= tags
+
+
+def test_a_run_without_validation_has_its_flags_and_no_picture(tmp_path):
+    root = make_dataset(tmp_path / "data")
+    (root / "val.txt").unlink()
+    assert main(small_args(root, tmp_path, "--nb-vis", "1")) == 0
+    run = tmp_path / "run"
+    assert session(run)[1] == ["./Train/L1", "./Train/PPL"] and read(run).Tags()["images"] == []
+    assert "vis_*" not in (run / "run.log").read_text()
+
+
+def test_kits_millimetres_are_drawn_with_their_error(tmp_path):
+    root = make_dataset(tmp_path / "kit", "kit")
+    assert main(small_args(root, tmp_path, "--dataname", "kit", "--nb-vis", "1")) == 0
+    assert "WARNING" not in (tmp_path / "run" / "run.log").read_text()
+    assert list(images(tmp_path / "run", "./Vis/pred_eval0")) == [6, 12]
+    assert "./Vis/pred_eval1" not in read(tmp_path / "run").Tags()["images"]
+
+
+def test_nb_vis_must_be_a_count(capsys):
+    with pytest.raises(SystemExit):
+        get_args_parser([*SMALL_NET, "--nb-vis", "-1"])
+    assert "--nb-vis" in capsys.readouterr().err

@@ -1,0 +1,251 @@
+"""A checkpoint out to other tools and back, bit by bit; ONNX against torch; clips as animations."""
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import bvhio
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+
+import eval_vq
+import tokenize_vq
+from export_vq import main
+from models.vqvae import NET_ARGS, HumanVQVAE
+from options.option_vq import eval_args, export_args, tokenize_args
+from tests.test_visualize import dance
+from utils.checkpoint import load_checkpoint
+from utils.motion_process import extract_features
+from utils.motion_spec import T2M
+
+ROOT = Path(__file__).parent.parent
+
+
+def export(*argv):
+    return main(export_args([*map(str, argv)]))
+
+
+def refused(capsys, *argv):
+    """The one line that a refused call prints."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        export(*argv)
+    error = capsys.readouterr().err.strip()
+    assert stop.value.code == 2 and "\n" not in error
+    return error
+
+
+def make_net(quantizer="ema_reset", act="relu", norm=None, down_t=2, dataname="t2m"):
+    torch.manual_seed(0)
+    net = HumanVQVAE(SimpleNamespace(dataname=dataname, quantizer=quantizer, mu=0.99, beta=1.0), 16, 32, 32, down_t, 2, 32, 2, 3, act, norm)
+    net(torch.randn(4, 64, net.spec.width))
+    return net.eval()
+
+
+def save(net, path, **content):
+    torch.save({"net": net.state_dict(), **content}, path)
+    return path
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_pair_and_back_is_bit_exact(trained, tmp_path, capsys):
+    assert export("--resume-pth", trained / "net_last.pth", "--out", tmp_path / "model") == 0
+    assert export("--resume-pth", tmp_path / "model", "--to-pth", tmp_path / "net.pth") == 0
+    before, after = load_checkpoint(trained / "net_last.pth"), torch.load(tmp_path / "net.pth", weights_only=True)
+    assert same(before["net"], after["net"]) and before["iter"] == after["iter"]
+    assert same({name: before[name] for name in ("mean", "std")}, {name: after[name] for name in ("mean", "std")})
+    assert {name: before["args"][name] for name in NET_ARGS} == {name: after["args"][name] for name in NET_ARGS}
+    upstream = HumanVQVAE(SimpleNamespace(dataname="t2m", quantizer="ema_reset", mu=0.99, beta=1.0), 16, 32, 32, 2, 2, 32, 2, 3, "relu", None)
+    upstream.load_state_dict(after["net"], strict=True)
+    export("--resume-pth", tmp_path / "net.pth", "--out", tmp_path / "again")
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "model" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "model", "net.pth"]
+    for path, words in (("net.pth", "is there already"), ("gone/net.pth", "cannot be written")):
+        assert words in refused(capsys, "--resume-pth", tmp_path / "model", "--to-pth", tmp_path / path)
+
+
+def test_the_config_says_what_the_net_is_and_nothing_of_the_machine(trained, tmp_path):
+    export("--resume-pth", trained / "net_last.pth", "--out", tmp_path)
+    config, checkpoint = json.loads((tmp_path / "config.json").read_text()), load_checkpoint(trained / "net_last.pth")
+    assert (config["dataname"], config["fps"], config["unit_length"], config["iteration"], config["format_version"]) == ("t2m", 20.0, 4, 15, 1)
+    assert config["mean"] == checkpoint["mean"].tolist() and config["std"] == checkpoint["std"].tolist()
+    assert set(config["args"]) == {*NET_ARGS, "recons_loss"}
+    assert str(trained.parent) not in (tmp_path / "config.json").read_text()
+    from safetensors import safe_open
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert set(file.keys()) == set(checkpoint["net"])
+
+
+@pytest.mark.parametrize("net", [dict(quantizer="orig", act="gelu", norm="GN"), dict(norm="BN", down_t=3), dict(dataname="kit", norm="LN")])
+def test_every_kind_of_net_comes_back(net, tmp_path):
+    net = make_net(**net)
+    args = dict(dataname=net.spec.name, quantizer=net.vqvae.quant, mu=0.99, beta=1.0, nb_code=16, code_dim=32, output_emb_width=32, down_t=net.down_t,
+                stride_t=2, width=32, depth=2, dilation_growth_rate=3, vq_act="gelu" if net.vqvae.quant == "orig" else "relu",
+                vq_norm="GN" if net.vqvae.quant == "orig" else "LN" if net.spec.name == "kit" else "BN")
+    mean, std = np.random.default_rng(0).uniform(0.1, 1, (2, net.spec.width))  # all digits of a float64 count
+    save(net, tmp_path / "net.pth", args=args, mean=torch.from_numpy(mean), std=torch.from_numpy(std))
+    export("--resume-pth", tmp_path / "net.pth", "--out", tmp_path / "model")
+    x = torch.randn(2, 64, net.spec.width)
+    with torch.no_grad():
+        for path in (tmp_path / "model", tmp_path / "model" / "model.safetensors"):
+            back = HumanVQVAE.from_checkpoint(path)
+            assert same(net.state_dict(), back.state_dict()) and torch.equal(net(x)[0], back(x)[0])
+            assert (back.mean == mean).all() and (back.std == std).all()
+
+
+def test_evaluation_and_tokenizing_take_the_pair(trained, data_root, tmp_path):
+    export("--resume-pth", trained / "net_last.pth", "--out", tmp_path / "model")
+    results, codes = [], []
+    for path in (trained / "net_last.pth", tmp_path / "model", tmp_path / "model" / "model.safetensors"):
+        out = tmp_path / f"{len(results)}"
+        eval_vq.main(eval_args([str(path), "--data-root", str(data_root), "--device", "cpu", "--glove-dir", "nowhere", "--out-json", f"{out}.json"]))
+        results.append(json.loads(Path(f"{out}.json").read_text())["metrics"])
+        tokenize_vq.main(tokenize_args(["--resume-pth", str(path), "--data-root", str(data_root), "--out", str(out), "--packed"]))
+        codes.append((out / "codes.npy").read_bytes())
+    assert results[0] == results[1] == results[2] and codes[0] == codes[1] == codes[2]
+    eval_vq.main(eval_args([str(tmp_path / "model"), "--data-root", str(data_root), "--device", "cpu", "--glove-dir", "nowhere"]))
+    assert (tmp_path / "model" / "eval_test.json").exists()  # beside the weights
+    # codes of the one decode with the other: the weights are the same
+    tokenize_vq.main(tokenize_args(["--resume-pth", str(trained / "net_last.pth"), "--decode", str(tmp_path / "2"), "--out", str(tmp_path / "motion"),
+                                    "--to", "joints"]))
+
+
+def test_statistics_for_a_file_that_carries_none(data_root, tmp_path, capsys):
+    save(make_net(), tmp_path / "upstream.pth")
+    export("--resume-pth", tmp_path / "upstream.pth", "--out", tmp_path / "bare")
+    assert HumanVQVAE.from_checkpoint(tmp_path / "bare").mean is None and "no mean and std" in capsys.readouterr().out
+    export("--resume-pth", tmp_path / "upstream.pth", "--out", tmp_path / "model", "--meta-dir", data_root)
+    np.testing.assert_array_equal(HumanVQVAE.from_checkpoint(tmp_path / "model").std, np.load(data_root / "Std.npy").astype(float))
+    assert "carries its own" in refused(capsys, "--resume-pth", tmp_path / "model", "--out", tmp_path / "x", "--meta-dir", data_root)
+    assert "name their folder with --meta-dir" in refused(capsys, "--resume-pth", tmp_path / "upstream.pth", "--out", tmp_path / "y", "--onnx")
+    assert not (tmp_path / "y").exists()
+
+
+def test_damage_to_the_pair_is_named(trained, tmp_path, capsys, monkeypatch):
+    export("--resume-pth", trained / "net_last.pth", "--out", tmp_path / "whole")
+
+    def broken(name, change):
+        folder = Path(shutil.copytree(tmp_path / "whole", tmp_path / name))
+        change(folder)
+        return refused(capsys, "--resume-pth", folder, "--to-pth", tmp_path / "x.pth")
+
+    def edit(**changes):
+        return lambda folder: (folder / "config.json").write_text(json.dumps({**json.loads((folder / "config.json").read_text()), **changes}))
+
+    def flip(folder):
+        data = bytearray((folder / "model.safetensors").read_bytes())
+        data[len(data) // 2] ^= 1
+        (folder / "model.safetensors").write_bytes(data)
+
+    assert "SHA-256 mismatch" in broken("flipped", flip)
+    assert "no config.json of this project" in broken("alone", lambda folder: (folder / "config.json").unlink())
+    assert "no config.json of this project" in broken("other", lambda folder: (folder / "config.json").write_text('{"model_type": "bert"}'))
+    assert "format version 2, expected 1" in broken("newer", edit(format_version=2))
+    assert "config.json is damaged" in broken("edited", edit(mean="x"))
+    assert "folder without model.safetensors" in broken("empty", lambda folder: (folder / "model.safetensors").unlink())
+    assert "of something else" in refused(capsys, "--resume-pth", trained / "net_last.pth", "--out", tmp_path / "other")
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    assert "pip install safetensors" in refused(capsys, "--resume-pth", tmp_path / "whole", "--to-pth", tmp_path / "x.pth")
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    assert "--onnx needs onnxscript" in refused(capsys, "--resume-pth", trained / "net_last.pth", "--out", tmp_path / "z", "--onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [dict(), dict(quantizer="orig", act="gelu", norm="GN", down_t=1)], ids=["published", "other"])
+def test_onnx_gives_torchs_codes_and_features_at_any_length(kind, tmp_path):
+    net, folder, rng = make_net(**kind), tmp_path / "model", np.random.default_rng(0)
+    net.mean, net.std = rng.normal(0, 1, 263), rng.uniform(0.5, 2, 263)
+    args = dict(dataname="t2m", quantizer=net.vqvae.quant, vq_act=kind.get("act", "relu"), vq_norm=kind.get("norm"))
+    save(net, tmp_path / "net.pth", args=args, iter=7, mean=torch.from_numpy(net.mean), std=torch.from_numpy(net.std))
+    export("--resume-pth", tmp_path / "net.pth", "--out", folder, "--onnx")
+    encoder, decoder = (onnxruntime.InferenceSession(folder / f"{name}.onnx") for name in ("encoder", "decoder"))
+    unit = 2 ** net.down_t
+    for clips, frames in ((1, 4), (1, 5), (3, 64), (2, 43), (1, 196), (5, 8), (1, 1000)):
+        raw = (rng.normal(0, 1, (clips, frames, 263)) * net.std + net.mean).astype(np.float32)
+        x = torch.from_numpy((raw[:, :frames // unit * unit] - net.mean) / net.std).float()
+        codes, = encoder.run(None, {"features": raw})
+        with torch.no_grad():
+            z_e = net.vqvae.encoder(x.transpose(1, 2)).transpose(1, 2)
+            distance = torch.cdist(z_e.double(), net.vqvae.quantizer.codes.double())
+            expected = net.forward_decoder(torch.from_numpy(codes)).numpy() * net.std + net.mean
+        best = distance.topk(2, largest=False).values
+        differ = codes != net.encode(x).numpy()
+        assert codes.dtype == np.int64 and codes.shape == (clips, frames // unit)
+        assert not differ[(best[..., 1] - best[..., 0] > 1e-5).numpy()].any() and differ.mean() < 0.01  # ties may fall either way
+        features, = decoder.run(None, {"codes": codes})
+        assert features.dtype == np.float32 and np.abs(features - expected).max() < 1e-4
+    raw = np.random.default_rng(1).normal(0, 1, (1, 8 * unit + unit - 1, 263)).astype(np.float32)
+    codes, = encoder.run(None, {"features": raw})
+    raw[:, 8 * unit:] = 1e4  # frames past the last whole code do not matter
+    np.testing.assert_array_equal(encoder.run(None, {"features": raw})[0], codes)
+    for name in ("encoder", "decoder"):  # they say what they take, and nothing of the machine that wrote them
+        model = onnx.load(folder / f"{name}.onnx")
+        onnx.checker.check_model(model)
+        about = {entry.key: entry.value for entry in model.metadata_props}
+        assert about["features"].startswith("raw") and about["fps"] == "20.0" and about["unit_length"] == str(unit)
+        assert about["iteration"] == "7" and about["nb_code"] == "16" and about["dataname"] == "t2m"
+        data = (folder / f"{name}.onnx").read_bytes()
+        assert not any(str(path).encode() in data for path in (ROOT, Path(torch.__file__).parent)) and b"stack_trace" not in data
+
+
+def test_clips_of_a_data_folder_become_animations(tmp_path, capsys):
+    joints = dance(T2M, 30, seed=2)
+    features = extract_features(joints, "t2m")
+    (tmp_path / "clips").mkdir()
+    np.save(tmp_path / "clips" / "a.npy", features)
+    np.save(tmp_path / "b.npy", joints)
+    for kind in ("joints", "gif", "bvh"):
+        assert export("--clips", tmp_path / "clips", tmp_path / "b.npy", "--to", kind, "--out", tmp_path / "out") == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"{name}.{kind}" for name in "ab" for kind in ("bvh", "gif", "npy")]
+    np.testing.assert_allclose(np.load(tmp_path / "out" / "b.npy"), joints, atol=1e-6)
+    assert Image.open(tmp_path / "out" / "a.gif").n_frames == 29
+    for name in "ab":
+        written, tree = np.load(tmp_path / "out" / f"{name}.npy"), bvhio.readAsHierarchy(str(tmp_path / "out" / f"{name}.bvh"))
+        by_name = {joint.Name: joint for joint, _, _ in tree.layout()}
+        tree.loadPose(17)
+        read = np.array([tuple(by_name[joint].PositionWorld) for joint in T2M.joint_names]) / 100
+        assert np.linalg.norm(read - written[17], axis=-1).max() < 1e-3  # a clip's bones are rigid: within a millimetre of its own joints
+    assert "and 1 more of the 2 files to write are there" in refused(capsys, "--clips", tmp_path / "clips", tmp_path / "b.npy", "--to", "gif",
+                                                                     "--out", tmp_path / "out")
+    export("--clips", tmp_path / "clips", "--to", "gif", "--out", tmp_path / "out", "--overwrite")
+    assert "replace what it is made of" in refused(capsys, "--clips", tmp_path / "b.npy", "--to", "joints", "--out", tmp_path, "--overwrite")
+    np.save(tmp_path / "c.npy", features[:, :100])
+    assert "float32 of shape (29, 100); expected float features (T, 263)" in refused(capsys, "--clips", tmp_path / "c.npy", "--to", "bvh", "--out",
+                                                                                      tmp_path / "out")
+    features[3] = np.nan
+    np.save(tmp_path / "c.npy", features)
+    assert "frame 3 is NaN" in refused(capsys, "--clips", tmp_path / "c.npy", "--to", "bvh", "--out", tmp_path / "out")
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    ("--out x", "give a checkpoint"),
+    ("--resume-pth n.pth", "name what to write"),
+    ("--resume-pth n.pth --out x --to-pth y.pth", "name what to write"),
+    ("--resume-pth n.pth --to-pth y.pth --onnx", "give --onnx with --out"),
+    ("--resume-pth n.pth --out x --to bvh", "only with --clips"),
+    ("--resume-pth n.pth --clips a.npy --to bvh --out x", "one of them"),
+    ("--clips a.npy --out x", "--to bvh, joints or gif"),
+    ("--clips a.npy --to bvh --out x --onnx", "only on a checkpoint"),
+])
+def test_flags_that_cannot_work(flags, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        export_args(flags.split())
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and words in error and error.count("\n") == 1
+
+
+def test_the_command_itself(trained, tmp_path):
+    command = [sys.executable, "export_vq.py", "--resume-pth", str(trained / "net_last.pth"), "--out", str(tmp_path / "model")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "wrote model.safetensors and config.json" in done.stdout and not done.stderr

@@ -1,0 +1,62 @@
+"""The notebook runs from top to bottom on a small checkpoint, and is committed as it was written."""
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parent.parent
+PATH = ROOT / "notebooks" / "explore_checkpoint.ipynb"
+
+
+def shown(cell, kind="text/html"):
+    """What a cell displayed of one kind, and what it printed under text/plain."""
+    return [output["data"][kind] if "data" in output else output["text"] for output in cell.outputs
+            if kind in output.get("data", ()) or (kind == "text/plain" and "text" in output)]
+
+
+def execute(notebook, folder):
+    NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+@pytest.fixture
+def notebook(monkeypatch, trained, data_root):
+    monkeypatch.setenv("MOTION_CHECKPOINT", str(trained / "net_last.pth"))
+    monkeypatch.setenv("MOTION_DATA", str(data_root))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return nbformat.read(PATH, 4)
+
+
+def test_it_is_committed_without_outputs():
+    notebook = nbformat.read(PATH, 4)
+    nbformat.validate(notebook)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert cells and all(cell.outputs == [] and cell.execution_count is None for cell in cells)
+    assert notebook.metadata.kernelspec.name == "python3" and all(len(cell.source.splitlines()) <= 12 for cell in cells)
+
+
+def test_it_runs_and_shows_motion(notebook):
+    cells = execute(notebook, PATH.parent)
+    assert all(output.output_type != "error" and output.get("name") != "stderr" for cell in cells for output in cell.outputs)
+    output = {cell.source.splitlines()[0]: cell for cell in cells}
+
+    table, = shown(output["net = HumanVQVAE.from_checkpoint(checkpoint)"])
+    assert "ema_reset, 16 codes of 32 channels" in table
+    printed, = shown(output["joints = net.reconstruct(features)"], "text/plain")
+    frames, low, high = re.search(r"joints \((\d+), 22, 3\), from (\S+) m to (\S+) m", printed).groups()
+    assert int(frames) == 64 and float(low) < float(high)   # the second holds for no NaN
+
+    pages = [page for cell in cells for page in shown(cell) if "<canvas" in page]
+    players = [len(re.findall(r'class="view"', page)) for page in pages]
+    assert players == [1, 4, 4, 5, 5, 1, 1]                 # the clip, neighbours, edits, blends twice, a splice, a random walk
+    assert '"error"' in pages[0] and '"codes"' in pages[0] and max(len(page) / n for page, n in zip(pages, players)) < 150_000
+    assert not any(re.search(r"https?:|src=|@import|url\(|fetch\(", page) for page in pages)
+    assert len([image for cell in cells for image in shown(cell, "image/png")]) == 2
+
+
+def test_it_starts_from_the_repository_root_too(notebook):
+    last = next(i for i, cell in enumerate(notebook.cells) if "from_checkpoint" in cell.source and cell.cell_type == "code")
+    notebook.cells = notebook.cells[:last + 1]
+    assert "22 joints" in shown(execute(notebook, ROOT)[-1])[0]
