@@ -31,10 +31,11 @@ from utils.text_evaluation import evaluate_text
 
 # metric → (heading with unit, digits, which is better: -1 less, 1 more, 0 neither)
 COLUMNS = {
-    "recons": ("recons", 4, -1), "mpjpe": ("MPJPE root-aligned mm", 2, -1), "mpjpe_global": ("MPJPE global mm", 1, -1),
+    "recons": ("recons loss", 4, -1), "mpjpe": ("MPJPE root-aligned mm", 2, -1), "mpjpe_global": ("MPJPE global mm", 1, -1),
     "pa_mpjpe": ("PA-MPJPE mm", 2, -1), "velocity_error": ("velocity error mm/frame", 2, -1),
     "acceleration_error": ("acceleration error mm/frame²", 2, -1), "root_drift": ("root drift mm", 1, -1),
-    "jerk": ("jerk mm/frame³", 2, 0), "jerk_real": ("jerk, real", 2, 0), "skating": ("skating", 3, -1), "skating_real": ("skating, real", 3, 0),
+    "jerk": ("jerk mm/frame³", 2, 0), "jerk_real": ("jerk, real", 2, 0),
+    "skating": ("skating, share of contacts", 3, -1), "skating_real": ("skating, real", 3, 0),
     "slide": ("foot slide mm/frame", 2, -1), "slide_real": ("foot slide, real", 2, 0), "penetration": ("penetration mm", 2, -1),
     "penetration_real": ("penetration, real", 2, 0), "kinetic_frechet": ("kinetic Fréchet (no extractor)", 3, -1),
     "codes_used": ("codes used", 0, 1), "dead_codes": ("dead codes", 0, -1), "perplexity": ("perplexity", 1, 1),
@@ -73,9 +74,10 @@ def evaluate(path, args, device, extractors_of):
         except UserError as error:
             missing.append(str(error))
     groups = verbs_of_clips(per_clip, Path(root, "texts")) if args.breakdown else {}
-    content = dict(checkpoint=str(path), iteration=checkpoint.get("iter"), dataname=spec.name, quantizer=net.vqvae.quant, nb_code=net.nb_code,
-                   split=args.split, data_root=str(root), statistics=describe_statistics(net.std), clips=result.pop("clips"),
-                   frames=result.pop("frames"), skipped=skipped, remarks=remarks, missing=missing, metrics=result)
+    content = dict(checkpoint=str(path), iteration=checkpoint.get("iter"), warm_up=max(saved.get("warm_up_iter", 0) - 1, 0), dataname=spec.name,
+                   quantizer=net.vqvae.quant, nb_code=net.nb_code, split=args.split, data_root=str(root),
+                   statistics=describe_statistics(net.std), clips=result.pop("clips"), frames=result.pop("frames"), skipped=skipped,
+                   remarks=remarks, missing=missing, metrics=result)
     if args.breakdown:
         content.update(joints={name: dict(mpjpe=a, mpjpe_global=g) for name, (a, g) in joints.items()}, verbs=break_down(per_clip, groups))
     return content
@@ -128,6 +130,10 @@ def comparison_table(contents, markdown):
             marked = name in values and show(values[name], name) == best[name]
             row.append(f"**{text}**" if marked and markdown else f"{text} *" if marked else text if markdown else f"{text}  ")
         rows.append(row)
+    real = [[show(content["metrics"][f"{name}_real"], name) if f"{name}_real" in content["metrics"] else "" for name in names]
+            for content in contents]
+    if any(real[0]) and all(row == real[0] for row in real):  # one data set: what its real motion measures
+        rows.append(["real motion", "", "", *(text if markdown or not text else f"{text}  " for text in real[0])])
     return format_table(rows, markdown) if markdown else format_table(_turned(rows), False) + "\n* the best"
 
 
@@ -149,6 +155,7 @@ def _labels(contents):
 def report(content, markdown):
     """What a checkpoint's numbers are numbers of."""
     iteration = "unknown" if content["iteration"] is None else content["iteration"]
+    iteration = f"{iteration} ({content['warm_up']} of warm-up)" if content["warm_up"] else iteration
     lines = [f"{content['checkpoint']}: {content['quantizer']}, {content['nb_code']} codes, iteration {iteration}",
              f"  {content['dataname']} {content['split']} in {content['data_root']}: {content['clips']} clips, {content['frames']} frames; "
              f"normalised with the {content['statistics']}'s kind of std"]
@@ -183,6 +190,8 @@ def main(args):
         return loaded[spec.name]
 
     contents, files = [], {}
+    if args.out_json and not os.path.isdir(os.path.dirname(args.out_json) or "."):
+        raise UserError(f"{args.out_json}: cannot be written (no such folder); name another file with --out-json")
     for path in args.checkpoints:
         contents.append(evaluate(path, args, device, extractors_of))
         print(report(contents[-1], args.markdown), flush=True)

@@ -66,7 +66,8 @@ def validate(net, val, mean, std, step, args):
     result = evaluate_clips(net, val.clips, net.spec, mean, std, loss=args.recons_loss, rank=rank, world_size=world, reduce=all_reduce)
     if val.extractors:
         draws = [draw(val.captioned, np.random.default_rng([args.seed, step]))]
-        result.update(evaluate_text(net, val.clips, val.captioned, draws, val.extractors, mean, std, args.seed))
+        result.update(evaluate_text(net, val.clips, val.captioned, draws, val.extractors, mean, std, args.seed, rank=rank, world_size=world,
+                                    reduce=all_reduce))
     return {name: float(value) if isinstance(value, (int, float)) else value for name, value in result.items()}
 
 

@@ -81,6 +81,7 @@ class Extractors(nn.Module):
         self.movement_encoder = MovementConvEncoder(dim_pose - CONTACTS, movement_hidden, movement)
         self.motion_encoder = MotionEncoderBiGRUCo(movement, motion_hidden, embedding)
         self.text_encoder = TextEncoderBiGRUCo(word, pos, text_hidden, embedding)
+        self.embedding = embedding
         self.vectorizer = self.mean = self.std = None
         self.requires_grad_(False).eval()
 
@@ -134,7 +135,7 @@ def load_networks(path, width=263):
         raise UserError(f"{path}: refused ({reason}); {expected}, tensors and primitives only") from None
     if sizes["dim_pose"] != width:
         raise UserError(f"{path}: takes frames of {sizes['dim_pose']} features, expected {width}: these are another data set's extractors")
-    return extractors
+    return extractors.float()  # as upstream's, whatever the file stores
 
 
 def find_missing(spec, evaluator_dir=None, glove_dir=None):

@@ -4,13 +4,12 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 import torch.nn as nn
-from torch.nn.utils.rnn import pad_sequence
 
 from models.encdec import Decoder, Encoder
 from models.quantize_cnn import QUANTIZERS
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
-from utils.evaluation import buckets, can_mix, ends_at, evaluating
+from utils.evaluation import apart, buckets, can_mix, evaluating, lay_out
 from utils.motion_process import describe_statistics, extract_features, recover_from_ric
 from utils.motion_spec import SPECS, get_spec
 
@@ -125,7 +124,8 @@ class HumanVQVAE(nn.Module):
                 raise UserError(f"{row.dtype} codes of shape {row.shape}{_span(row)}; expected a row of whole numbers, 0 … {self.nb_code - 1}")
         device = next(self.parameters()).device
         rows = [torch.from_numpy(row.astype(np.int64)).to(device) for row in rows]
-        return together(self._in_batches(lambda row: self.to_joints(self.forward_decoder(row)), rows, 2 ** self.down_t))
+        features = self._in_batches(self.forward_decoder, rows, 2 ** self.down_t)
+        return together([self.to_joints(row.to(device)).cpu() for row in features])
 
     def reconstruct(self, motion):
         """A motion, as `tokenize` takes it → joints of its reconstruction, (T, J, 3) float32 in the data set's unit (t2m: metres).
@@ -182,19 +182,22 @@ class HumanVQVAE(nn.Module):
         return extract_features(clip, self.spec.name) if clip.ndim == 3 and self._are_joints(clip) and len(clip) > 1 else clip
 
     def _in_batches(self, f, rows, frames=1):
-        """f (N, T, …) → (N, T', …) of rows (T, …) of any lengths, several at a time; their results in order, each cut to its own length.
+        """f (N, T, …) → (N, T', …), a part of the network, of rows (T, …) of any lengths, several at a time; each as if it were alone, in order.
 
         frames: that one step of a row stands for. Results are on the CPU.
         """
-        lengths, results = np.array([len(row) for row in rows]), [None] * len(rows)
+        lengths, results = np.array([len(row) for row in rows]) * frames, [None] * len(rows)
         with evaluating(self):
-            for batch in buckets(lengths * frames, mixed=can_mix(self)):
-                padded = pad_sequence([rows[i] for i in batch], batch_first=True)
-                ends = torch.as_tensor(lengths[batch] * frames, device=padded.device)
-                with ends_at(self, torch.arange(padded.shape[1] * frames, device=padded.device) < ends[:, None]):
-                    out = f(padded).cpu().numpy()
-                for i, result in zip(batch, out):
-                    results[i] = result[:lengths[i] * out.shape[1] // padded.shape[1]]
+            for batch in buckets(lengths, mixed=can_mix(self)):
+                places, inside = lay_out(lengths[batch], 2 ** self.down_t)
+                laid = rows[0].new_zeros(inside.size // frames, *rows[0].shape[1:])
+                for i, place in zip(batch, places // frames):
+                    laid[place:place + len(rows[i])] = rows[i]
+                with apart(self, lengths[batch]):
+                    out = f(laid.unflatten(0, (len(inside), -1))).flatten(0, 1).cpu().numpy()
+                step = inside.size // len(out)  # frames that one step of a result stands for
+                for i, place in zip(batch, places):
+                    results[i] = out[place // step:(place + lengths[i]) // step].copy()
         return [torch.from_numpy(result) for result in results]  # out here, for a tensor of inference mode may not be changed in place
 
     def _repr_html_(self):

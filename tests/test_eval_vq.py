@@ -50,6 +50,7 @@ def test_a_checkpoint_alone_says_everything(run, capsys):
     mpjpe = re.search(r"MPJPE root-aligned mm +([\d.]+)", printed).group(1)
     assert float(mpjpe) == pytest.approx(saved["metrics"]["mpjpe"], abs=0.006)
     assert "fid" not in saved["metrics"]
+    assert saved["warm_up"] == 3 and f"iteration {saved['iteration']} (3 of warm-up)" in printed
 
 
 def test_skipped_clips_and_other_statistics_are_reported(run, data_root, tmp_path, capsys):
@@ -78,14 +79,16 @@ def test_several_checkpoints_share_a_table_with_the_best_marked(run, tmp_path, c
     evaluate(worse / "net_last.pth", run / "net_last.pth", "--markdown")
     printed = capsys.readouterr().out
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines() if line.startswith("|")]
-    assert [row[0] for row in table[2:]] == ["worse", "run"] and set("".join(table[1])) <= set("-:")
+    assert [row[0] for row in table[2:]] == ["worse", "run", "real motion"] and set("".join(table[1])) <= set("-:")
     column = table[0].index("MPJPE root-aligned mm")
+    jerk = json.loads((run / "eval_test.json").read_text())["metrics"]["jerk_real"]
+    assert table[4][column] == "" and float(table[4][table[0].index("jerk mm/frame³")]) == pytest.approx(jerk, abs=0.006)
     assert re.fullmatch(r"[\d.]+", table[2][column]) and re.fullmatch(r"\*\*[\d.]+\*\*", table[3][column])
     assert len({len(row) for row in table}) == 1
     assert (worse / "eval_test.json").exists() and (run / "eval_test.json").exists()
     evaluate(worse / "net_last.pth", run / "net_last.pth")
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("MPJPE root-aligned"))
-    assert re.search(r"[\d.]+ +[\d.]+ \*$", line)
+    assert re.search(r"[\d.]+ +[\d.]+ \*$", line.rstrip())
 
 
 def test_two_checkpoints_of_one_folder_keep_both_results(run, tmp_path):
@@ -150,6 +153,7 @@ def test_mistakes_are_one_line(run, data_root, tmp_path, capsys):
     assert "nosplit.txt: no such file" in refused(capsys, run / "net_last.pth", "--split", "nosplit")
     assert "--dataname kit has 251" in refused(capsys, run / "net_last.pth", "--dataname", "kit")
     assert "does not exist" in refused(capsys, run / "net_last.pth", "--data-root", tmp_path / "gone")
+    assert "x.json: cannot be written (no such folder)" in refused(capsys, run / "net_last.pth", "--out-json", tmp_path / "gone" / "x.json")
     bad = Path(shutil.copytree(data_root, tmp_path / "bad"))
     clip = np.load(bad / "new_joint_vecs" / "000006.npy")
     clip[3] = np.nan

@@ -9,7 +9,19 @@ from dataset.motion_folder import load_split
 from models.vqvae import HumanVQVAE
 from tests.helpers import make_clip
 from utils.errors import UserError
-from utils.evaluation import break_down, buckets, decode_rows, encode_clips, evaluate_clips, reconstruct_clips, select_clips
+from utils.evaluation import (
+    break_down,
+    buckets,
+    decode_rows,
+    encode_clips,
+    evaluate_clips,
+    evaluating,
+    forward_clips,
+    lay_out,
+    measure_cost,
+    reconstruct_clips,
+    select_clips,
+)
 from utils.motion_process import recover_from_ric
 from utils.motion_spec import KIT, T2M
 
@@ -20,7 +32,7 @@ MEAN[3] = 0.9
 def make_net(norm=None, down_t=2, seed=0, dataname="t2m", **kwargs):
     torch.manual_seed(seed)
     args = SimpleNamespace(dataname=dataname, quantizer="ema_reset", mu=0.99, beta=1.0)
-    net = HumanVQVAE(args, 16, 32, 32, down_t, 2, 32, 2, 3, norm=norm, **kwargs)
+    net = HumanVQVAE(args, 16, 32, 32, down_t, 2, 32, 3, 3, norm=norm, **kwargs)
     net(torch.randn(4, 64, net.spec.width))  # fills the codebook
     return net
 
@@ -48,7 +60,22 @@ def test_batched_reconstruction_equals_clip_by_clip(norm, down_t):
             x = torch.from_numpy(clips.frames[start:start + length])[None]
             with torch.no_grad():
                 np.testing.assert_array_equal(codes[i], net.encode(x)[0])
-                np.testing.assert_allclose(out[i], net(x)[0][0], atol=2e-5)
+                np.testing.assert_allclose(out[i], net(x)[0][0], atol=3e-4 if norm == "GN" else 2e-5)  # GN: a variance near 0
+
+
+@pytest.mark.parametrize("lengths, rows", [([64, 64, 64], 3), ([64, 64, 68], 3), ([40, 64, 196], 1), ([40], 1)])
+@pytest.mark.parametrize("down_t", [1, 2, 3])
+def test_each_way_to_lay_out_a_batch_equals_clip_by_clip(lengths, rows, down_t):
+    lengths = np.array(lengths) // 8 * 8
+    net, clips = make_net(None, down_t).eval(), make_clips(lengths)
+    assert len(lay_out(lengths, 2 ** down_t)[1]) == rows
+    with evaluating(net):
+        x, out, codes, valid = forward_clips(net, clips, np.arange(len(lengths)), clips.offsets[:-1], lengths, "cpu")
+        assert valid.sum(1).tolist() == lengths.tolist() and not out[~valid].any()
+        for i, length in enumerate(lengths):
+            alone = torch.from_numpy(clips.frames[clips.offsets[i]:clips.offsets[i + 1]])[None]
+            assert torch.equal(x[i, :length], alone[0]) and torch.equal(codes[i, :length // 2 ** down_t], net.encode(alone)[0])
+            torch.testing.assert_close(out[i, :length], net(alone)[0][0], atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("norm", [None, "LN", "BN", "GN"])
@@ -63,7 +90,7 @@ def test_each_half_alone_gives_what_both_together_give(norm, down_t):
     decoded = dict(decode_rows(net, codes))
     assert sum(seen) == lengths.sum() and sorted(decoded) == list(range(len(codes)))
     for i, features in decoded.items():
-        np.testing.assert_allclose(features, out[i], atol=2e-5)
+        np.testing.assert_allclose(features, out[i], atol=3e-4 if norm == "GN" else 2e-5)
 
 
 def test_a_clip_that_is_not_finite_is_named_before_it_is_encoded():
@@ -74,20 +101,25 @@ def test_a_clip_that_is_not_finite_is_named_before_it_is_encoded():
     assert net.training
 
 
-def test_clips_of_several_lengths_do_share_batches():
-    assert max(len(set(np.array(LENGTHS)[batch])) for batch in buckets(np.array(LENGTHS))) > 1  # else the test above shows nothing
-
-
 @pytest.mark.parametrize("mixed", [False, True])
 def test_buckets_hold_every_clip_once_within_the_budget(mixed):
     lengths = np.random.default_rng(0).integers(10, 49, 500) * 4
     batches = buckets(lengths, 2000, mixed)
     assert sorted(np.concatenate(batches)) == list(range(500))
     for batch in batches:
-        padded = lengths[batch].max() * len(batch)
-        assert padded <= 2000 and lengths[batch].sum() >= 0.9 * padded
-        assert mixed or len(set(lengths[batch])) == 1
+        assert lengths[batch].sum() <= 2000 and (np.diff(lengths[batch]) >= 0).all()
+        assert lengths[batch].sum() >= lengths[batch].max() * len(batch) / 1.05 if mixed else len(set(lengths[batch])) == 1
     assert buckets(np.array([3000]), 2000)[0].tolist() == [0] and buckets(np.array([], int)) == []
+
+
+def test_few_clips_make_one_batch_and_not_one_for_each_length():
+    lengths = np.arange(40, 200, 4)
+    assert len(buckets(lengths)) == 1 and len(buckets(lengths, mixed=False)) == 40
+
+
+def test_the_cost_of_a_split_is_measured_against_the_network_alone():
+    evaluation, forward = measure_cost(make_net().eval(), make_clips(LENGTHS), T2M, MEAN, STD, repeats=1)
+    assert 0 < forward < evaluation
 
 
 def test_metrics_equal_a_plain_loop_over_clips():

@@ -122,6 +122,15 @@ def test_loading_brings_networks_vocabulary_and_statistics(made):
         load_extractors(KIT, *made)
 
 
+def test_a_file_in_half_precision_embeds_in_single(made, tmp_path):
+    saved = torch.load(made[0] / FINEST)
+    torch.save({name: {key: value.half() for key, value in saved[name].items()} for name in list(saved)[2:]}, tmp_path / "finest.tar")
+    motion, lengths = torch.randn(1, 64, 263), torch.tensor([64])
+    embedded, expected = (load_networks(path).embed_motion(motion, lengths) for path in (tmp_path / "finest.tar", made[0] / FINEST))
+    assert embedded.dtype == torch.float32
+    torch.testing.assert_close(embedded, expected, atol=1e-2, rtol=0)
+
+
 def test_missing_pieces_are_listed_one_by_one(made, tmp_path):
     folder, glove, missing = find_missing(T2M, *made)
     assert (folder, glove, missing) == (*made, [])

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import sqrtm
+from scipy.spatial.transform import Rotation
 
 from utils import metrics
 from utils.motion_spec import T2M
@@ -50,6 +51,32 @@ def test_procrustes_does_not_mirror_and_never_loses_to_the_unaligned():
     pred = real + 0.1 * body(seed=5)
     centred = metrics.joint_error(pred - pred.mean(-2, keepdim=True), real - real.mean(-2, keepdim=True)).square().sum(-1)
     assert (metrics.joint_error(metrics.procrustes_align(pred, real), real).square().sum(-1) <= centred + 1e-9).all()
+
+
+@pytest.mark.parametrize("mirror", [1.0, -1.0])
+def test_procrustes_rotates_as_scipy_does(mirror):
+    real, pred = body(clips=1)[0], body(seed=3, clips=1)[0] + body(clips=1)[0] * torch.tensor([mirror, 1.0, 1.0])
+    aligned = metrics.procrustes_align(pred, real)
+    for a, p, r in zip(aligned.numpy(), pred.numpy(), real.numpy()):
+        p, r = p - p.mean(0), r - r.mean(0)
+        turned = p @ Rotation.align_vectors(r, p)[0].as_matrix().T
+        np.testing.assert_allclose(a - a.mean(0), turned * (turned * r).sum() / (p * p).sum(), atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 0.3, 0.1), (1, 0.3, 1e-3), (1, 0.3, 0), (1, 0, 0)])
+def test_the_nearest_rotation_of_bodies_flat_thin_and_mirrored(shape, dtype):
+    real = body(clips=40) * torch.tensor(shape)
+    pred = real @ rotation(1) + 0.05 * body(seed=5, clips=40) * torch.tensor(shape)
+    pred[::2] *= torch.tensor([-1.0, 1.0, 1.0])
+    h = (pred.mT @ real).to(dtype)
+    result = metrics.nearest_rotation(h)
+    eps = 1000 * torch.finfo(dtype).eps
+    torch.testing.assert_close(result @ result.mT, torch.eye(3, dtype=dtype).expand_as(h), atol=eps, rtol=0)
+    assert (torch.linalg.det(result) > 0).all()
+    s = torch.linalg.svdvals(h)
+    greatest = s[..., 0] + s[..., 1] + s[..., 2] * torch.linalg.det(h).sign()
+    torch.testing.assert_close((result * h).sum((-1, -2)), greatest, atol=float(eps * s.max()), rtol=0)
 
 
 def test_procrustes_of_a_point_is_finite():

@@ -3,11 +3,13 @@
 Nothing here draws random numbers, trains, logs or writes: the network's mode is restored and its codebook does not move.
 n clips, N clips of a batch, T frames, D features, J joints, K codes.
 """
+import time
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 import torch.nn as nn
+from torch.nn.utils.rnn import pad_sequence
 
 from utils import metrics
 from utils.errors import UserError
@@ -17,6 +19,8 @@ from utils.motion_process import recover_from_ric
 from utils.motion_spec import MAX_EVAL_FRAMES, UNIT_LENGTH
 
 BATCH_FRAMES = 8192  # frames in one forward pass
+PART_FRAMES = 2048   # and in one pass of metrics
+SPARE = 0.05         # padding that similar lengths may cost, as a share of the frames
 CLIP_METRICS = ("recons", "mpjpe", "mpjpe_global")  # what `per_clip` and a breakdown show
 
 
@@ -36,36 +40,42 @@ def select_clips(clips, spec, unit=UNIT_LENGTH, min_frames=None, max_frames=MAX_
 
 
 def buckets(lengths, batch_frames=BATCH_FRAMES, mixed=True):
-    """Batches of equal or, with `mixed`, of similar lengths: a list of positions into `lengths`, shortest clips first.
+    """Batches of equal or, with `mixed`, of several lengths: a list of positions into `lengths`, each in the order of their lengths.
 
-    A batch holds at most `batch_frames` frames, padding included, or one clip. Lengths are mixed only to bring a batch to a size that
-    keeps a device busy (a quarter of `batch_frames`), and only where less than a tenth of it, or 256 frames, would be padding: what another
-    batch costs.
+    A batch holds at most `batch_frames` frames, padding included, or one clip. With `mixed`, similar lengths go together, and what is left
+    in small batches goes together whatever its length: many small batches cost a network more than gaps between clips (`lay_out`).
     """
     order = np.argsort(lengths, kind="stable")
-    batches, start, total = [], 0, 0
-    for i, length in enumerate(lengths[order]):
-        padded = int(length) * (i - start + 1)
-        grows = length > lengths[order[start]]
-        waste = padded - total - length
-        if i > start and (padded > batch_frames or (grows and (not mixed or total >= batch_frames / 4 or waste > max(padded / 10, 256)))):
-            batches.append(order[start:i])
+    runs = [order[run] for run in _runs(lengths[order], batch_frames, SPARE if mixed else 0)]
+    whole = [run for run in runs if not mixed or lengths[run].sum() >= batch_frames / 8]
+    rest = np.concatenate([order[:0], *(run for run in runs if mixed and lengths[run].sum() < batch_frames / 8)])
+    return whole + [rest[run] for run in _runs(lengths[rest], batch_frames, np.inf)]
+
+
+def _runs(lengths, batch_frames, spare):
+    """Ascending lengths as slices of at most `batch_frames` frames, in which rows of the longest waste at most `spare` of them."""
+    runs, start, total = [], 0, 0
+    for i, length in enumerate(lengths):
+        waste = int(length) * (i - start) - total
+        if i > start and (total + length + (waste if spare < np.inf else 0) > batch_frames or waste > spare * (total + length)):
+            runs.append(slice(start, i))
             start, total = i, 0
         total += int(length)
-    return [*batches, order[start:]] if len(order) else []
+    return [*runs, slice(start, len(lengths))] if len(lengths) else []
 
 
 @contextmanager
 def evaluating(net):
     """Eval mode without gradients, each module's own mode restored afterwards."""
-    modes = {module: module.training for module in net.modules()}
-    net.eval()
+    training = [module for module in net.modules() if module.training]
+    for module in training:
+        module.training = False
     try:
         with torch.inference_mode():
             yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
+        for module in training:
+            module.training = True
 
 
 def can_mix(net):
@@ -73,27 +83,77 @@ def can_mix(net):
     return not any(isinstance(module, nn.GroupNorm) for module in net.modules())
 
 
-@contextmanager
-def ends_at(net, valid):
-    """Every convolution sees zeros beyond the end of a clip, as if it were alone: valid (N, T) bool, true up to each clip's length.
+def lay_out(lengths, unit):
+    """Where clips of these lengths lie in a batch: a row each where they are of similar length, else all in one row, a code (`unit`) apart.
 
-    What a bias writes beyond the end is put back to zero before each kernel that would carry it inside.
+    Returns (first frame of each clip when the rows are laid end to end, inside (rows, T) bool: what is a clip's).
     """
-    full = int(valid.all(0).sum())  # frames that every clip has
-    if full == valid.shape[1]:
+    longest = int(lengths.max())
+    alike = longest * len(lengths) <= (1 + SPARE) * lengths.sum()
+    places = np.arange(len(lengths)) * longest if alike else np.cumsum(lengths + unit) - lengths - unit
+    inside = np.zeros(longest * len(lengths) if alike else places[-1] + lengths[-1], bool)
+    for place, length in zip(places, lengths):
+        inside[place:place + length] = True
+    return places, inside.reshape(len(lengths) if alike else 1, -1)
+
+
+def _taken_out(rows, places, lengths):
+    """What `lay_out` laid out, (rows, T, …) → (N, longest, …), zero beyond each clip's end if it shared a row."""
+    if len(rows) == len(lengths):
+        return rows
+    return pad_sequence([rows[0, place:place + length] for place, length in zip(places, lengths)], batch_first=True)
+
+
+def _joined(clips, gap):
+    """Clips (…, T) one after the other, `gap` zeros between them."""
+    between = clips[0].new_zeros(*clips[0].shape[:-1], gap)
+    return torch.cat([part for clip in clips for part in (between, clip)][1:], -1)
+
+
+def _sizes(lengths, gap):
+    """Of the pieces of what `_joined` joins: clip, gap, clip, …, clip."""
+    return [size for length in lengths.tolist() for size in (gap, length)][1:]
+
+
+@contextmanager
+def apart(net, lengths):
+    """Clips laid out by `lay_out` do not see each other: every convolution finds zeros beyond their ends, as if each were alone.
+
+    What a bias writes there is put back to zero before each kernel that would carry it inside. For a kernel that reaches over the gap
+    between the clips of a row, a dilated one, the gap is widened.
+    """
+    unit = 2 ** net.down_t
+    _, inside = lay_out(lengths, unit)
+    if inside.all():
         yield
         return
-    masks = {}
+    frames, first = inside.shape[1], int(inside.all(0).argmin())  # before `first` there is nothing to put back
+    masks, widened = {}, {}
 
-    def cut(x):  # (N, C, T'), in place: nothing beyond the end is read by anyone
-        rate = valid.shape[1] // x.shape[-1]  # lengths are whole codes, so every rate-th frame of the mask is the mask
+    def cut(x):  # (N, C, T'), in place: nobody reads what is not a clip's
+        rate = frames // x.shape[-1]  # lengths and gaps are whole codes
         if rate not in masks:
-            masks[rate] = valid[:, None, full::rate].to(x.dtype)
-        x[..., full // rate:].mul_(masks[rate])
+            masks[rate] = torch.from_numpy(inside[:, None, first::rate]).to(x)
+        x[..., first // rate:].mul_(masks[rate])
 
-    convolutions = [module for module in net.modules() if isinstance(module, nn.Conv1d) and module.kernel_size[0] > 1]
-    upsampled = [block[0] for block in net.modules() if isinstance(block, nn.Sequential) and any(isinstance(m, nn.Upsample) for m in block)]
-    hooks = [module.register_forward_pre_hook(lambda _, inputs: cut(inputs[0])) for module in convolutions]
+    def prepare(conv, inputs):
+        x, reach = inputs[0], conv.padding[0]
+        rate = frames // x.shape[-1]
+        if len(x) > 1 or reach <= unit // rate:
+            return cut(x)
+        widened[conv] = unit // rate, _sizes(lengths // rate, reach)
+        return _joined(x.split(_sizes(lengths // rate, unit // rate), -1)[::2], reach)
+
+    def restore(conv, _, output):
+        if conv in widened:
+            gap, sizes = widened.pop(conv)
+            return _joined(output.split(sizes, -1)[::2], gap)
+
+    modules = list(net.modules())
+    convolutions = [module for module in modules if isinstance(module, nn.Conv1d) and module.kernel_size[0] > 1]
+    upsampled = [block[0] for block in modules if isinstance(block, nn.Sequential) and any(isinstance(part, nn.Upsample) for part in block)]
+    hooks = [module.register_forward_pre_hook(prepare) for module in convolutions]
+    hooks += [module.register_forward_hook(restore) for module in convolutions]
     hooks += [module.register_forward_hook(lambda _, __, output: cut(output)) for module in upsampled]
     try:
         yield
@@ -107,15 +167,22 @@ def forward_clips(net, clips, index, starts, lengths, device, decode=True):
 
     On the device; T is the longest length. Without `decode` the decoder rests, and out is x. Refuses what is not finite by name.
     """
-    frames = np.zeros((len(index), lengths.max(), clips.frames.shape[1]), np.float32)
-    for row, start, length in zip(frames, starts, lengths):
-        row[:length] = clips.frames[start:start + length]
-    x = torch.from_numpy(frames).to(device, next(net.parameters()).dtype)
-    valid = torch.arange(x.shape[1], device=device) < torch.as_tensor(lengths, device=device)[:, None]
-    with ends_at(net, valid):
+    unit = 2 ** net.down_t
+    places, inside = lay_out(lengths, unit)
+    frames = np.zeros((inside.size, clips.frames.shape[1]), np.float32)
+    for place, start, length in zip(places, starts, lengths):
+        frames[place:place + length] = clips.frames[start:start + length]
+    x = torch.from_numpy(frames).view(*inside.shape, -1).to(device, next(net.parameters()).dtype)
+    with apart(net, lengths):
         codes = net.encode(x)
-        out = torch.where(valid[..., None], net.forward_decoder(codes), 0.0) if decode else x
+        out = net.forward_decoder(codes) if decode else x
+    x, out, codes = _taken_out(x, places, lengths), _taken_out(out, places, lengths), _taken_out(codes, places // unit, lengths // unit)
+    valid = torch.arange(x.shape[1], device=device) < torch.as_tensor(lengths, device=device)[:, None]
+    if len(inside) == len(lengths) and not inside.all():
+        out = torch.where(valid[..., None], out, 0.0)
     for values, what in ((x, "the clip"), (out, "its reconstruction"))[:1 + decode]:
+        if bool(torch.isfinite(values.sum())):  # one number tells of all, but for an overflow
+            continue
         finite = torch.isfinite(values).all(-1)                                                               # (N, T)
         if not bool(finite.all()):
             clip, frame = (int(i) for i in torch.nonzero(~finite)[0])
@@ -163,19 +230,19 @@ def encode_clips(net, clips, index, starts, lengths, device=None, batch_frames=B
 def decode_rows(net, rows, device=None, batch_frames=BATCH_FRAMES):
     """Rows of codes, (T',) integers each, none empty → yields (position in rows, (T, D) float32 normalised features), batch by batch.
 
-    Each as if its row were alone, shortest rows first: a whole data set need not fit into memory.
+    Each as if its row were alone: a whole data set need not fit into memory.
     """
     unit, device = 2 ** net.down_t, device or next(net.parameters()).device
     lengths = np.array([len(row) for row in rows], np.int64) * unit
     for batch in buckets(lengths, batch_frames, can_mix(net)):
-        codes = np.zeros((len(batch), lengths[batch].max() // unit), np.int64)
-        for padded, i in zip(codes, batch):
-            padded[:len(rows[i])] = rows[i]
-        valid = torch.arange(codes.shape[1] * unit, device=device) < torch.as_tensor(lengths[batch], device=device)[:, None]
-        with evaluating(net), ends_at(net, valid):  # left before anything is yielded
-            out = net.forward_decoder(torch.from_numpy(codes).to(device)).cpu().numpy()
-        for i, features in zip(batch, out):
-            yield int(i), features[:lengths[i]]
+        places, inside = lay_out(lengths[batch], unit)
+        codes = np.zeros(inside.size // unit, np.int64)
+        for i, place in zip(batch, places // unit):
+            codes[place:place + len(rows[i])] = rows[i]
+        with evaluating(net), apart(net, lengths[batch]):  # left before anything is yielded
+            out = net.forward_decoder(torch.from_numpy(codes).view(len(inside), -1).to(device)).cpu().flatten(0, 1).numpy()
+        for i, place in zip(batch, places):
+            yield int(i), out[place:place + lengths[i]]
 
 
 def evaluate_clips(net, clips, spec, mean, std, device=None, full=False, loss="l1_smooth", min_frames=None, max_frames=MAX_EVAL_FRAMES,
@@ -204,13 +271,9 @@ def evaluate_clips(net, clips, spec, mean, std, device=None, full=False, loss="l
     with evaluating(net):
         for batch in buckets(lengths, batch_frames, can_mix(net))[rank::world_size]:
             x, out, codes, valid = forward_clips(net, clips, index[batch], starts[batch], lengths[batch], device)
-            x_raw, out_raw = x * std_t + mean_t, out * std_t + mean_t
-            real, pred = (recover_from_ric(raw, spec.joints) * scale for raw in (x_raw, out_raw))        # (N, T, J, 3) in mm
-            row = {"recons": _over_time(LOSSES[loss](out, x, reduction="none").mean(-1), valid), **_position_sums(pred, real, valid)}
-            if full:
-                contacts = (x_raw[..., spec.slices["contacts"]] > 0.5) & valid[..., None]
-                row.update(_motion_sums(pred, real, contacts, valid, spec))
-            table[batch] = torch.cat([row[name].reshape(len(batch), -1) for name in columns], 1).cpu().double()
+            for part in _parts(lengths[batch]):
+                rows = _clip_sums(x[part], out[part], valid[part], lengths[batch][part].max(), spec, mean_t, std_t, scale, loss, full)
+                table[batch[part]] = torch.cat([rows[name].reshape(len(batch[part]), -1) for name in columns], 1).cpu().double()
             counts += torch.bincount(codes[valid[:, ::2 ** net.down_t]], minlength=net.nb_code).cpu()
     if reduce:
         reduce(table)
@@ -220,6 +283,25 @@ def evaluate_clips(net, clips, spec, mean, std, device=None, full=False, loss="l
     return {**_finalise(blocks, lengths, spec, full, net.nb_code, counts.numpy(), unit=2 ** net.down_t),
             "skipped": skipped, "counts": counts.long().tolist(),
             "joints": _per_joint(blocks, lengths, spec), "per_clip": _per_clip(blocks, lengths, names)}
+
+
+def _parts(lengths):
+    """Slices of a batch, shortest clip first, in which metrics neither compute much padding nor leave the processor's caches."""
+    count = -(-int(lengths.max()) * len(lengths) // PART_FRAMES)
+    edges = np.linspace(0, len(lengths), min(count, len(lengths)) + 1).astype(int)
+    return [slice(a, b) for a, b in zip(edges, edges[1:])]
+
+
+def _clip_sums(x, out, valid, length, spec, mean, std, scale, loss, full):
+    """What `_columns` names, of clips (N, T ≥ length, D), normalised, and their reconstructions: sums over each one's frames, (N,) or (N, ·)."""
+    x, out, valid = x[:, :length], out[:, :length], valid[:, :length]
+    used, feet = slice(spec.slices["positions"].stop), spec.slices["contacts"]
+    real, pred = (recover_from_ric(y[..., used] * std[used] + mean[used], spec.joints) * scale for y in (x, out))      # (N, T, J, 3) in mm
+    rows = {"recons": _over_time(LOSSES[loss](out, x, reduction="none").mean(-1), valid), **_position_sums(pred - real, valid)}
+    if full:
+        contacts = (x[..., feet] * std[feet] + mean[feet] > 0.5) & valid[..., None]
+        rows.update(_motion_sums(pred, real, contacts, valid, spec))
+    return rows
 
 
 def _columns(spec, full):
@@ -238,29 +320,26 @@ def _over_time(values, valid):
     return torch.where(valid.view(valid.shape + (1,) * (values.dim() - 2)), values, 0).sum(1)
 
 
-def _position_sums(pred, real, valid):
+def _position_sums(error, valid):
     """Position errors of clips (N, T, J, 3) in mm, summed over frames: of all joints (N,), and of each (N, J)."""
-    joint = _over_time(joint_error(metrics.root_align(pred), metrics.root_align(real)), valid)
-    joint_global = _over_time(joint_error(pred, real), valid)
+    joint, joint_global = (_over_time(metrics.length(vectors), valid) for vectors in (metrics.root_align(error), error))
     return dict(mpjpe=joint.mean(1), mpjpe_global=joint_global.mean(1), joint=joint, joint_global=joint_global)
 
 
 def _motion_sums(pred, real, contacts, valid, spec):
     """The full set's sums over frames of clips (N, T, J, 3) in mm; contacts (N, T, 4) bool, of the real motion."""
-
-    def difference_error(order):
-        return _over_time(joint_error(metrics.difference(pred, order), metrics.difference(real, order)).mean(-1), valid)
-
+    velocity = metrics.difference(pred - real, 1)  # of the error: the difference of the two velocities
+    acceleration = metrics.difference(velocity, 1)
     last = torch.arange(len(pred), device=pred.device), valid.sum(1) - 1
     planted = contacts[:, :-1] & valid[:, 1:, None]  # a contact speaks of the step to the next frame
     rows = dict(
         pa_mpjpe=_over_time(joint_error(metrics.procrustes_align(pred, real), real).mean(-1), valid),
-        velocity=difference_error(1), acceleration=difference_error(2),
-        drift=(pred[:, :, 0][last] - real[:, :, 0][last]).norm(dim=-1),
+        velocity=_over_time(metrics.length(velocity).mean(-1), valid), acceleration=_over_time(metrics.length(acceleration).mean(-1), valid),
+        drift=joint_error(pred[:, :, 0][last], real[:, :, 0][last]),
         contacts=planted.sum((1, 2)))
     for name, joints in (("real", real), ("pred", pred)):
         slide = metrics.foot_slide(joints, spec.feet) * planted
-        rows[f"jerk_{name}"] = _over_time(metrics.difference(joints, 3).norm(dim=-1).mean(-1), valid)
+        rows[f"jerk_{name}"] = _over_time(metrics.length(metrics.difference(joints, 3)).mean(-1), valid)
         rows[f"slide_{name}"] = slide.sum((1, 2))
         rows[f"skating_{name}"] = (slide * spec.fps / 1000 > metrics.SKATE_SPEED).sum((1, 2))
         rows[f"penetration_{name}"] = _over_time(metrics.foot_penetration(joints, spec.feet), valid)
@@ -323,3 +402,34 @@ def break_down(per_clip, groups):
             result[group] = {name: sum(row[name] * row["frames"] for row in rows) / frames for name in CLIP_METRICS}
             result[group].update(clips=len(rows), frames=frames)
     return dict(sorted(result.items(), key=lambda item: -item[1]["frames"]))
+
+
+def measure_cost(net, clips, spec, mean, std, repeats=5, window=128):
+    """What evaluating a split costs: median seconds of `evaluate_clips(full=True)`, and of the network's forward alone over as many frames.
+
+    The forward sees the same frames, cut into windows and full batches; both are run in turn, after one unmeasured run each. On the CPU it is
+    the process's own time, so that other processes do not count. Raises UserError as `evaluate_clips` does. Returns (evaluation, forward).
+    """
+    device = next(net.parameters()).device
+    _, starts, lengths, _ = select_clips(clips, spec, max(UNIT_LENGTH, 2 ** net.down_t))
+    frames = np.concatenate([clips.frames[start:start + length] for start, length in zip(starts, lengths)])
+    windows = torch.from_numpy(frames[:len(frames) // window * window]).view(-1, window, frames.shape[1])
+
+    def forward():
+        with evaluating(net):
+            for x in windows.split(max(BATCH_FRAMES // window, 1)):
+                net(x.to(device))
+
+    def seconds(run):
+        clock = time.process_time if device.type == "cpu" else time.perf_counter
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        start = clock()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return clock() - start
+
+    rows = [[seconds(lambda: evaluate_clips(net, clips, spec, mean, std, full=True)), seconds(forward)] for _ in range(repeats + 1)]
+    evaluation, alone = np.median(rows[1:], 0)
+    return float(evaluation), float(alone * len(frames) / (len(windows) * window))

@@ -11,13 +11,16 @@ from utils.evaluation import BATCH_FRAMES, buckets, can_mix, evaluating, forward
 from utils.motion_spec import MAX_MOTION_LENGTH
 
 
-def evaluate_text(net, clips, captioned, draws, extractors, mean, std, seed=0, device=None, batch_frames=BATCH_FRAMES):
+def evaluate_text(net, clips, captioned, draws, extractors, mean, std, seed=0, device=None, batch_frames=BATCH_FRAMES, rank=0, world_size=1,
+                  reduce=None):
     """The published table's numbers, for reconstructed (`fid`, `top1` …) and for real motion (`top1_real` …).
 
     clips: as `load_split` returns, normalised with mean and std (D,); captioned: as `load_captioned` returns; draws: a list of
     `draw(captioned, rng)`, one for each repetition; extractors: with `vectorizer`, and `mean`, `std` or None. seed: of the pairs that
-    diversity measures. Returns {name: mean over repetitions}, with `intervals` {name: half-width of the 95 % interval}, `text_clips` per
-    repetition and `diversity_pairs`. Raises UserError where fewer clips than one batch of 32 have captions.
+    diversity measures. rank, world_size: this process embeds every world_size-th batch of motions and of captions, all with the same draws;
+    `reduce(tensor)` adds a float64 CPU tensor up over the ranks, in place. Returns {name: mean over repetitions}, with `intervals` {name:
+    half-width of the 95 % interval}, `text_clips` per repetition and `diversity_pairs`. Raises UserError where fewer clips than one batch
+    of 32 have captions.
     """
     if not len(draws[0][0]):
         raise UserError(f"{len(captioned.clip)} captioned clips; FID and R-precision need at least one batch of 32")
@@ -30,8 +33,13 @@ def evaluate_text(net, clips, captioned, draws, extractors, mean, std, seed=0, d
     crops, which = np.unique(crops, axis=0, return_inverse=True)
     crops[:, 2] = crops[:, 2] // unit * unit  # as drawn, unless a code is longer than the protocol's four frames
     captions, spoken = np.unique(np.concatenate([caption for _, caption, _, _ in draws]), return_inverse=True)
-    real, pred = _embed_motion(net, clips, *crops.T, extractors, mean, std, device, batch_frames)
-    text = _embed_text(captioned, captions, extractors, device)
+    share = slice(rank, None, world_size)
+    motion = _embed_motion(net, clips, *crops.T, extractors, mean, std, device, batch_frames, share)
+    text = _embed_text(captioned, captions, extractors, device, share)
+    if reduce:
+        reduce(motion)
+        reduce(text)
+    (real, pred), text = motion.numpy(), text.numpy()
     m = len(draws[0][0])
     pairs = 300 if m > 300 else min(100, m)
     rows = []
@@ -48,35 +56,34 @@ def evaluate_text(net, clips, captioned, draws, extractors, mean, std, seed=0, d
             "intervals": {name: half for name, (_, half) in summary.items()}}
 
 
-def _embed_motion(net, clips, clip, start, length, extractors, mean, std, device, batch_frames):
-    """Embeddings of real and reconstructed crops, (m, E) float64 each. Each crop is reconstructed at its own length."""
+def _embed_motion(net, clips, clip, start, length, extractors, mean, std, device, batch_frames, share=slice(None)):
+    """Embeddings of real and reconstructed crops, (2, m, E) float64, of a share of the batches; zeros elsewhere.
+
+    Each crop is reconstructed at its own length.
+    """
     own = [mean, std, mean if extractors.mean is None else extractors.mean, std if extractors.std is None else extractors.std]
     mean, std, to_mean, to_std = (torch.as_tensor(np.asarray(a), dtype=torch.float32, device=device) for a in own)
     same = torch.equal(mean, to_mean) and torch.equal(std, to_std)
-    result = None
+    result = torch.zeros(2, len(length), extractors.embedding, dtype=torch.float64)
     with evaluating(net):
-        for batch in buckets(length, batch_frames, can_mix(net)):
+        for batch in buckets(length, batch_frames, can_mix(net))[share]:
             x, out, _, valid = forward_clips(net, clips, clip[batch], start[batch], length[batch], device)
             lengths = torch.as_tensor(length[batch], device=device).clamp(max=MAX_MOTION_LENGTH)
-            for i, motion in enumerate((x, out)):
+            for embedded, motion in zip(result, (x, out)):
                 if not same:
                     motion = torch.where(valid[..., None], (motion * std + mean - to_mean) / to_std, 0.0)
-                embedded = extractors.embed_motion(motion, lengths).cpu().double().numpy()
-                if result is None:
-                    result = np.empty((2, len(length), embedded.shape[1]))
-                result[i, batch] = embedded
+                embedded[batch] = extractors.embed_motion(motion, lengths).cpu().double()
     return result
 
 
-def _embed_text(captioned, captions, extractors, device, batch=256):
-    """Embeddings (C, E) float64 of captions (C,), by index."""
+def _embed_text(captioned, captions, extractors, device, share=slice(None), batch=256):
+    """Embeddings (C, E) float64 of captions (C,), by index, of a share of the batches; zeros elsewhere."""
     table = torch.from_numpy(extractors.vectorizer.vectors).to(device)
     order = np.argsort(captioned.tokens[captions], kind="stable")  # similar lengths together
-    result = []
-    for part in np.split(captions[order], range(batch, len(order), batch)):
+    result = torch.zeros(len(captions), extractors.embedding, dtype=torch.float64)
+    for places in np.split(order, range(batch, len(order), batch))[share]:
+        part = captions[places]
         rows, tags, tokens = (torch.from_numpy(array[part]).to(device) for array in (captioned.rows, captioned.tags, captioned.tokens))
         one_hot = torch.nn.functional.one_hot(tags, extractors.text_encoder.pos_emb.in_features).to(table.dtype)
-        result.append(extractors.embed_text(table[rows], one_hot, tokens).cpu().double().numpy())
-    embedded = np.concatenate(result)
-    embedded[order] = embedded.copy()
-    return embedded
+        result[places] = extractors.embed_text(table[rows], one_hot, tokens).cpu().double()
+    return result
