@@ -34,9 +34,10 @@ from dataset.dataset_VQ import WindowFeed
 from dataset.motion_folder import load_split
 from models.vqvae import HumanVQVAE
 from utils.checkpoint import write_json
+from utils.clip_batches import BATCH_FRAMES, evaluating
 from utils.device import can_compile, pick_device, set_precision
 from utils.errors import UserError, exit_cleanly
-from utils.evaluation import evaluate_clips, reconstruct_clips
+from utils.evaluation import evaluate_clips, select_clips
 from utils.losses import ReConsLoss
 from utils.motion_spec import get_spec
 from utils.training import AMP, build_objective, train_step
@@ -208,13 +209,23 @@ def measure_data(args, device, clock):
 
 
 def measure_evaluation(args, device, clock):
-    """Evaluation, and the bare network's share of it."""
+    """A split's whole evaluation over the bare network's forward pass on the same frames in full batches."""
     with tempfile.TemporaryDirectory() as folder:
         _, _, spec, mean, std = data = made_data(args, folder)
         run, clips = training(args, device, "off"), load_split(*data, cache=False)
-        seconds = clock.in_turn(1, evaluation=lambda: evaluate_clips(run.net, clips, spec, mean, std, device, full=True),
-                                reconstruction=lambda: reconstruct_clips(run.net, clips, device))
-    return dict(reconstruction_share=ratio(seconds["reconstruction"], seconds["evaluation"]), clips_per_s=args.clips / seconds["evaluation"][0])
+        _, starts, lengths, _ = select_clips(clips, spec, 2 ** run.net.down_t)
+        frames = np.concatenate([clips.frames[start:start + length] for start, length in zip(starts, lengths)])
+        windows = torch.from_numpy(frames[:len(frames) // 128 * 128]).view(-1, 128, spec.width).split(BATCH_FRAMES // 128)
+
+        def forward():
+            with evaluating(run.net):
+                for x in windows:
+                    run.net(x.to(device))
+
+        seconds = clock.in_turn(args.rounds, forward=forward,
+                                evaluation=lambda: evaluate_clips(run.net, clips, spec, mean, std, device, full=True))
+    return dict(evaluation_over_forward=ratio(seconds["evaluation"], seconds["forward"]) * (len(frames) // 128 * 128) / len(frames),
+                clips_per_s=len(lengths) / statistics.median(seconds["evaluation"]))
 
 
 MEASURES = {"step": measure_steps, "parts": measure_parts, "data": measure_data, "evaluation": measure_evaluation}

@@ -21,10 +21,11 @@ from tqdm import tqdm
 from dataset.motion_folder import describe_statistics, find_clips, find_data, load_split
 from models.vqvae import HumanVQVAE
 from utils.checkpoint import load_checkpoint, model_file, sha256
+from utils.clip_batches import decode_rows, encode_clips
 from utils.clip_files import plan_outputs, write_motion
 from utils.device import pick_device
 from utils.errors import UserError, exit_cleanly
-from utils.evaluation import decode_rows, encode_clips, select_clips
+from utils.evaluation import select_clips
 from utils.metrics import code_perplexity
 from utils.token_files import check_output, files_of, read_tokens, rows_of, weights_sha256, write_tokens
 

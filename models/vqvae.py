@@ -8,8 +8,8 @@ import torch.nn as nn
 from models.encdec import Decoder, Encoder
 from models.quantize_cnn import QUANTIZERS
 from utils.checkpoint import load_checkpoint
+from utils.clip_batches import apart, buckets, can_mix, evaluating, lay_out
 from utils.errors import UserError
-from utils.evaluation import apart, buckets, can_mix, evaluating, lay_out
 from utils.motion_process import describe_statistics, extract_features, recover_from_ric
 from utils.motion_spec import SPECS, get_spec
 

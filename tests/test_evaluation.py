@@ -8,20 +8,9 @@ import torch
 from dataset.motion_folder import load_split
 from models.vqvae import HumanVQVAE
 from tests.helpers import make_clip
+from utils.clip_batches import buckets, decode_rows, encode_clips, evaluating, forward_clips, lay_out, reconstruct_clips
 from utils.errors import UserError
-from utils.evaluation import (
-    break_down,
-    buckets,
-    decode_rows,
-    encode_clips,
-    evaluate_clips,
-    evaluating,
-    forward_clips,
-    lay_out,
-    measure_cost,
-    reconstruct_clips,
-    select_clips,
-)
+from utils.evaluation import break_down, evaluate_clips, select_clips
 from utils.motion_process import recover_from_ric
 from utils.motion_spec import KIT, T2M
 
@@ -115,11 +104,6 @@ def test_buckets_hold_every_clip_once_within_the_budget(mixed):
 def test_few_clips_make_one_batch_and_not_one_for_each_length():
     lengths = np.arange(40, 200, 4)
     assert len(buckets(lengths)) == 1 and len(buckets(lengths, mixed=False)) == 40
-
-
-def test_the_cost_of_a_split_is_measured_against_the_network_alone():
-    evaluation, forward = measure_cost(make_net().eval(), make_clips(LENGTHS), T2M, MEAN, STD, repeats=1)
-    assert 0 < forward < evaluation
 
 
 def test_metrics_equal_a_plain_loop_over_clips():

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch.utils.tensorboard.summary import hparams
 
-from utils.evaluation import reconstruct_clips, select_clips
+from utils.clip_batches import reconstruct_clips
+from utils.evaluation import select_clips
 from utils.figures import bar_figure, code_strip, usage_figure
 from utils.motion_spec import UNIT_LENGTH
 from utils.run_folder import FREE_FLAGS

@@ -1,17 +1,37 @@
 """The ranks of a run that torchrun started: who is who, sums over all, and what one says to the others. A single process is rank 0 of 1."""
 import atexit
 import os
+import time
 import zlib
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
+CONNECT, ATTEMPTS = timedelta(seconds=20), 5
+PATIENCE = timedelta(minutes=30)  # with each other, once connected: rank 0 may be reading data
+
 
 def start_ranks():
-    """Join the other processes of a torchrun, if this is one of several. Returns (rank, number of ranks)."""
+    """Join the other processes of a torchrun, if this is one of several. Returns (rank, number of ranks).
+
+    Now and then two gloo processes miss each other when they connect, and would wait for good: all try again then, together.
+    """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        store, rank, world = next(dist.rendezvous("env://"))
+        for attempt in range(ATTEMPTS):
+            store.add(f"attempt {attempt}", 1)
+            while store.add(f"attempt {attempt}", 0) < world:
+                time.sleep(0.01)
+            try:
+                dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=CONNECT, rank=rank, world_size=world,
+                                        store=dist.PrefixStore(f"attempt {attempt}", store))
+                break
+            except RuntimeError:
+                if attempt == ATTEMPTS - 1:
+                    raise
+        dist.distributed_c10d._set_pg_timeout(PATIENCE)
         atexit.register(dist.destroy_process_group)
     return rank_and_world()
 

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from utils import metrics
+from utils.clip_batches import BATCH_FRAMES, buckets, can_mix, evaluating, forward_clips
 from utils.errors import UserError
-from utils.evaluation import BATCH_FRAMES, buckets, can_mix, evaluating, forward_clips
 from utils.motion_spec import MAX_MOTION_LENGTH
 
 
