@@ -124,10 +124,11 @@ def test_parts_of_a_batch_equal_the_whole(norm):
     whole, parts = setup("--vq-norm", norm, "--float64"), setup("--vq-norm", norm, "--float64")
     for net, objective, optimizer, scaler, x in (whole, parts):
         net.double()
+        x = x[:3].double()  # a third is no binary fraction
         for _ in range(3):
-            train_step(objective, net, optimizer, scaler, [x.double()] if net is whole[0] else list(x.double().split(1)), GO)
+            train_step(objective, net, optimizer, scaler, [x] if net is whole[0] else list(x.split(1)), GO)
     for key, value in whole[0].state_dict().items():
-        torch.testing.assert_close(parts[0].state_dict()[key], value, atol=1e-9, rtol=0, msg=key)
+        torch.testing.assert_close(parts[0].state_dict()[key], value, atol=1e-12, rtol=0, msg=key)
 
 
 @pytest.mark.parametrize("quantizer", ["ema_reset", "orig", "ema", "reset"])

@@ -84,8 +84,8 @@ def train_step(objective, net, optimizer, scaler, chunks, halted):
         with objective.no_sync() if world > 1 and n < len(chunks) else contextlib.nullcontext():
             part, rows, idx = objective(x)
             # the gradient tells every rank: an infinite smooth L1 alone has a finite one
-            gate = torch.where(torch.isfinite(part[-1].detach()) & ~halted, 1 / len(chunks), float("nan"))
-            scaler.scale(part[-1] * gate).backward()
+            gate = torch.where(torch.isfinite(part[-1].detach()) & ~halted, 1.0, float("nan"))
+            scaler.scale(part[-1] * gate / len(chunks)).backward()
         values = values + part.detach() / (len(chunks) * world)
         seen.append((rows, idx))
     scaler.unscale_(optimizer)
