@@ -141,10 +141,10 @@ def measure_parts(args, device, clock):
         quantized = leaf(z_q)
         taken["decoder"], out = clock(vqvae.decoder, quantized)
         motion = leaf(out.transpose(1, 2))
-        taken["loss"], total = clock(lambda: loss_fn(motion, x) + 0.5 * loss_fn.forward_vel(motion, x))  # noqa: B023
+        taken["loss"], total = clock(lambda: loss_fn(motion, x) + args.loss_vel * loss_fn.forward_vel(motion, x))  # noqa: B023
         taken["loss"] += clock(total.backward)[0]
         taken["decoder"] += clock(out.backward, motion.grad.transpose(1, 2))[0]
-        taken["quantizer"] += clock(lambda: torch.autograd.backward([z_q, commit], [quantized.grad, torch.full_like(commit, 0.02)]))[0]  # noqa: B023
+        taken["quantizer"] += clock(lambda: torch.autograd.backward([z_q, commit], [quantized.grad, torch.full_like(commit, args.commit)]))[0]  # noqa: B023
         taken["encoder"] += clock(z_e.backward, latent.grad)[0]
         taken["optimizer"] = clock(run.optimizer.step)[0]
         run.optimizer.zero_grad(set_to_none=True)

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from dataset.dataset_TM_eval import draw, load_captioned
 from dataset.dataset_VQ import WindowFeed
-from dataset.motion_folder import describe_statistics, find_clips, find_statistics, load_split
+from dataset.motion_folder import find_clips, find_statistics, load_split
 from models.evaluator_wrapper import find_missing, load_extractors
 from models.vqvae import HumanVQVAE, load_net
 from utils.checkpoint import load_checkpoint, save_checkpoint
@@ -37,6 +37,7 @@ from utils.distributed import all_reduce, equal_everywhere, from_rank_zero, rank
 from utils.errors import UserError, exit_cleanly
 from utils.evaluation import evaluate_clips, select_clips
 from utils.losses import ReConsLoss
+from utils.motion_process import describe_statistics
 from utils.motion_spec import MAX_EVAL_FRAMES, get_spec
 from utils.run_folder import Events, check_flags, close_log, find_state, open_log, open_run, write_args
 from utils.signals import Signals

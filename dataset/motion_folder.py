@@ -12,8 +12,9 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from utils.arrays import load_array
 from utils.errors import UserError
-from utils.motion_process import describe_statistics as describe_statistics
+from utils.motion_process import describe_statistics
 from utils.motion_spec import SPECS, get_spec
 
 NAMED = 10      # offenders named in one message; the rest are counted
@@ -75,7 +76,7 @@ def find_statistics(args, spec):
 
 
 def _read_statistic(path, spec):
-    array = _load_npy(path)
+    array = load_array(path)
     if array.shape != (spec.width,):
         raise UserError(f"{path}: has shape {array.shape}, expected ({spec.width},) for {spec.name}{_looks_like(array.shape[-1:])}")
     if not np.isfinite(array).all():
@@ -114,15 +115,6 @@ def _looks_like(shape):
     return f"; it looks like {fits[0]}: use --dataname {fits[0]}" if fits else ""
 
 
-def _load_npy(path, mmap=False):
-    try:
-        return np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (ValueError, EOFError, OSError) as error:  # truncated, an object array, not an .npy at all
-        raise UserError(f"{path}: unreadable ({str(error).splitlines()[0][:100]})") from None
-
-
 def load_split(root, split, spec, mean, std, skip_bad=False, cache=True):
     """All clips of a split, normalised, in one array.
 
@@ -152,7 +144,7 @@ def _read_clips(folder, ids, spec, mean, std, skip_bad):
     for name in ids:  # headers first: one allocation of the right size
         path = folder / f"{name}.npy"
         try:
-            array = _load_npy(path, mmap=True)
+            array = load_array(path, mmap=True)
             if array.ndim != 2 or array.shape[1] != spec.width:
                 raise UserError(f"{path}: has shape {array.shape}, expected (frames, {spec.width}) for {spec.name}"
                                 + _looks_like(array.shape[1:2] if array.ndim == 2 else ()))
@@ -170,7 +162,7 @@ def _read_clips(folder, ids, spec, mean, std, skip_bad):
     kept, offsets = [], [0]
     for name, length in zip(names, lengths):
         start = offsets[-1]
-        clip = (_load_npy(folder / f"{name}.npy") - mean) / std
+        clip = (load_array(folder / f"{name}.npy") - mean) / std
         frames[start:start + length] = clip
         finite = np.isfinite(frames[start:start + length]).all(1)
         if not finite.all():

@@ -106,7 +106,7 @@ def add_model_flags(parser):
 def add_training_flags(parser):
     group = parser.add_argument_group("optimisation")
     group.add_argument("--batch-size", type=COUNT, default=256, help="windows a step, over all devices together")
-    group.add_argument("--window-size", type=COUNT, default=64, help="frames a window")
+    _add_window_flag(group)
     group.add_argument("--total-iter", type=COUNT, default=300000, help="iterations after the warm-up")
     group.add_argument("--warm-up-iter", type=_number(int, 0), default=1000, help="the learning rate rises over this many iterations less one")
     group.add_argument("--lr", type=POSITIVE, default=2e-4, help="learning rate")
@@ -122,8 +122,7 @@ def add_training_flags(parser):
     group = parser.add_argument_group("speed")
     group.add_argument("--amp", choices=("off", "bf16", "fp16"), default="off",
                        help="precision of the convolutions; quantizer, statistics and losses stay float32")
-    group.add_argument("--tf32", action="store_true", help="convolutions in TF32 on CUDA: faster, ten bits of mantissa")
-    group.add_argument("--compile", action="store_true", help="compile the forward and backward pass with torch.compile")
+    _add_step_flags(group)
     group.add_argument("--data-device", choices=("auto", "host", "device"), default="auto",
                        help="on CUDA, where the training frames live; auto: on the device when they take at most half of its free memory")
     group.add_argument("--grad-accum", type=COUNT, default=1, metavar="PARTS", help="take each batch in so many parts, for small devices")
@@ -170,8 +169,7 @@ def eval_args(argv=None):
     parser.add_argument("--resume-pth", nargs="+", default=[], metavar="FILE", help="the same, under upstream's name")
     parser.add_argument("--split", default="test", metavar="NAME", help="evaluate the clips of NAME.txt in the data folder")
     add_data_flags(parser)
-    add_device_flags(parser).add_argument("--batch-size", type=COUNT, default=64, help="clips of 128 frames in a forward pass; clips are "
-                                          "batched by length, and the numbers do not depend on it")
+    _add_clip_batch_flag(add_device_flags(parser))
     group = add_extractor_flags(parser)
     group.add_argument("--repeat", type=COUNT, default=1, help="repetitions of the protocol's random draws; published tables use 20")
     group.add_argument("--seed", type=_number(int, 0, 2 ** 32 - 1), default=123, help="of these draws")
@@ -204,9 +202,14 @@ def bench_args(argv=None):
     group.add_argument("--json", metavar="FILE", default=None, help="also write the numbers here")
     group.add_argument("--compare", nargs=2, metavar="FILE", default=None, help="print two saved files side by side, and measure nothing")
     add_model_flags(parser)
-    add_training_flags(parser)
-    parser.set_defaults(dataname="t2m")
+    group = parser.add_argument_group("a step")
+    _add_window_flag(group)
+    _add_step_flags(group)
+    parser.set_defaults(dataname="t2m", recons_loss="l1_smooth", commit=0.02, loss_vel=0.5, data_device="auto")
     args = parser.parse_args(argv)
+    problem = _first_problem(*_model_checks(args))
+    if problem:
+        parser.error(problem)
     if args.frames[0] > args.frames[1]:
         parser.error(f"--frames {args.frames[0]} {args.frames[1]}: the shortest clip comes first")
     if args.cpu_time and args.device not in ("auto", "cpu"):
@@ -215,10 +218,10 @@ def bench_args(argv=None):
     return args
 
 
-def find_problem(args):
-    """The first combination of training flags that cannot work, as one line; None when all can."""
+def _model_checks(args):
+    """(wrong, what to say) of each combination of a network's flags that cannot work."""
     unit = RATIO ** args.down_t
-    checks = (
+    return (
         (args.stride_t != RATIO, f"--stride-t {args.stride_t} cannot work: the decoder upsamples by 2; use --stride-t 2"),
         (args.output_emb_width != args.code_dim,
          f"--output-emb-width {args.output_emb_width} differs from --code-dim {args.code_dim}: latents and codes have one width"),
@@ -228,21 +231,25 @@ def find_problem(args):
         (args.quantizer != "orig" and args.beta != 1.0, f"--beta acts only with --quantizer orig, not {args.quantizer}"),
         (not args.quantizer.startswith("ema") and args.mu != 0.99, f"--mu acts only with the ema quantizers, not {args.quantizer}"),
         (args.quantizer.startswith("ema") and not 0 < args.mu < 1, f"--mu {args.mu} is no decay: it must lie between 0 and 1"),
+        (args.device in ("cpu", "mps") and args.tf32, f"--tf32 acts only on CUDA, not with --device {args.device}"))
+
+
+def find_problem(args):
+    """The first combination of training flags that cannot work, as one line; None when all can."""
+    return _first_problem(
+        *_model_checks(args),
         (args.on_nan != "skip" and args.nan_limit != 10, "--nan-limit acts only with --on-nan skip"),
         (args.on_nan == "skip" and args.vq_norm == "BN", "--on-nan skip cannot work with --vq-norm BN: its averages have seen the bad batch"),
         (args.batch_size % args.grad_accum != 0,
          f"--grad-accum {args.grad_accum} does not divide --batch-size {args.batch_size}: the parts must be equal"),
         (args.grad_accum > 1 and args.vq_norm == "BN", "--grad-accum cannot work with --vq-norm BN: each part would be normalised by itself"),
         (args.float64 and (args.amp != "off" or args.tf32), "--float64 contradicts --amp and --tf32: give one of them"),
-        (args.device in ("cpu", "mps") and args.tf32, f"--tf32 acts only on CUDA, not with --device {args.device}"),
         (args.device in ("cpu", "mps") and args.data_device != "auto", f"--data-device acts only on CUDA, not with --device {args.device}"),
         (args.loss_vel == 0 and args.vel_slice != "positions", "--vel-slice acts only with a --loss-vel over 0"),
         (not args.exp_name or "/" in args.exp_name or args.exp_name in (".", ".."), f"--exp-name {args.exp_name!r} is not a folder name"),
         (args.resume and args.resume_pth, "--resume auto and --resume-pth both name a start: give one of them"),
         (args.overwrite and args.resume, "--overwrite removes the run that --resume auto would go on with: give one of them"),
-        (args.force and not (args.resume or args.resume_pth), "--force acts only on a resumed run"),
-    )
-    return next((message for wrong, message in checks if wrong), None)
+        (args.force and not (args.resume or args.resume_pth), "--force acts only on a resumed run"))
 
 
 def tokenize_args(argv=None):
@@ -262,8 +269,7 @@ def tokenize_args(argv=None):
     group.add_argument("--decode", metavar="PATH", default=None, help="decode instead: a folder that this command wrote, a folder of .npy rows, or "
                        "one such file")
     _add_motion_flags(group, ("features", "joints", "gif", "bvh"))
-    add_device_flags(parser).add_argument("--batch-size", type=COUNT, default=64, help="clips of 128 frames in a forward pass; clips are "
-                                          "batched by length, and the result does not depend on it")
+    _add_clip_batch_flag(add_device_flags(parser))
     parser.set_defaults(dataname=None)
     args = parser.parse_args(argv)
     problem = _first_problem(
@@ -302,6 +308,20 @@ def export_args(argv=None):
     if problem:
         parser.error(problem)
     return args
+
+
+def _add_window_flag(group):
+    group.add_argument("--window-size", type=COUNT, default=64, help="frames a window")
+
+
+def _add_step_flags(group):
+    group.add_argument("--tf32", action="store_true", help="convolutions in TF32 on CUDA: faster, ten bits of mantissa")
+    group.add_argument("--compile", action="store_true", help="compile the forward and backward pass with torch.compile")
+
+
+def _add_clip_batch_flag(group):
+    group.add_argument("--batch-size", type=COUNT, default=64,
+                       help="clips of 128 frames in a forward pass; clips are batched by length, and the result does not depend on it")
 
 
 def _add_checkpoint_flag(parser, required):

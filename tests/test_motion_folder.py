@@ -7,10 +7,11 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 import pytest
 
-from dataset.motion_folder import describe_statistics, find_statistics, load_split, read_ids
+from dataset.motion_folder import find_statistics, load_split, read_ids
 from options.option_vq import get_args_parser
 from tests.helpers import make_dataset
 from utils.errors import UserError
+from utils.motion_process import describe_statistics
 from utils.motion_spec import get_spec
 
 T2M = get_spec("t2m")

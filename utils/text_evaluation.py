@@ -72,7 +72,7 @@ def _embed_motion(net, clips, clip, start, length, extractors, mean, std, device
             for embedded, motion in zip(result, (x, out)):
                 if not same:
                     motion = torch.where(valid[..., None], (motion * std + mean - to_mean) / to_std, 0.0)
-                embedded[batch] = extractors.embed_motion(motion, lengths).cpu().double()
+                embedded[batch] = extractors.embed_motion(motion.float(), lengths).cpu().double()
     return result
 
 

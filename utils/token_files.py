@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from utils.arrays import load_array, save_array
 from utils.checkpoint import write_atomically, write_json
-from utils.clip_files import find_arrays, load_array, save_array
+from utils.clip_files import find_arrays
 from utils.errors import UserError
 
 FORMAT, VERSION = "motion-vq-tokens", 1

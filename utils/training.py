@@ -13,7 +13,6 @@ from torch.nn.parallel import DistributedDataParallel
 from utils.distributed import all_reduce, rank_and_world
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-VALUES = ("recons", "vel", "commit", "total")  # what a step reports, in this order
 
 
 def learning_rate(step, args):
@@ -42,7 +41,7 @@ class Objective(nn.Module):
         self.commit, self.loss_vel, self.amp = args.commit, args.loss_vel, AMP[args.amp]
 
     def forward(self, x):
-        """x (B, T, D) → VALUES (4,), of which the last is to descend on; rows (R, C) and code indices (R,) for the codebook's update."""
+        """x (B, T, D) → recons, vel, commit and their weighted total, to descend on, (4,); rows (R, C), codes (R,) for the codebook's update."""
         vqvae = self.net.vqvae
         with torch.autocast(x.device.type, self.amp, enabled=self.amp is not None):
             z_e = vqvae.encoder(x.transpose(1, 2))                                      # (B, C, T/4)
@@ -70,7 +69,7 @@ def train_step(objective, net, optimizer, scaler, chunks, halted):
     """One step on this rank's windows, given as equal parts (B, T, D) on the device. optimizer: fused; scaler: GradScaler, enabled for fp16.
 
     A loss, latent or gradient that is not finite, on any rank, moves neither weights nor codebook, nor does anything once `halted` () bool.
-    Returns a namespace, over the whole batch of all ranks: values (4,) as VALUES, counts (K,) of the codes, the gradient's norm (),
+    Returns a namespace, over the whole batch of all ranks: values (4,) as of Objective, counts (K,) of the codes, the gradient's norm (),
     refused () bool. Everything is decided on the device.
     """
     quantizer, world = net.vqvae.quantizer, rank_and_world()[1]
