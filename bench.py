@@ -32,15 +32,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dataset.dataset_VQ import WindowFeed
 from dataset.motion_folder import load_split
+from evaluation.evaluate import evaluate_clips, select_clips
+from models.batches import BATCH_FRAMES, evaluating
 from models.vqvae import HumanVQVAE
-from utils.checkpoint import write_json
-from utils.clip_batches import BATCH_FRAMES, evaluating
+from training.step import AMP, build_objective, train_step
 from utils.device import can_compile, pick_device, set_precision
 from utils.errors import UserError, exit_cleanly
-from utils.evaluation import evaluate_clips, select_clips
+from utils.files import write_json
 from utils.losses import ReConsLoss
 from utils.motion_spec import get_spec
-from utils.training import AMP, build_objective, train_step
 
 
 class Clock:

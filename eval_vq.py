@@ -21,14 +21,15 @@ import numpy as np
 
 from dataset.dataset_TM_eval import draw, load_captioned, verbs_of_clips
 from dataset.motion_folder import find_data, load_split
+from evaluation.evaluate import CLIP_METRICS, break_down, evaluate_clips
+from evaluation.text import evaluate_text
 from models.evaluator_wrapper import find_missing, load_extractors
+from models.loading import load_checkpoint
 from models.vqvae import HumanVQVAE
-from utils.checkpoint import load_checkpoint, write_json
 from utils.device import pick_device
 from utils.errors import UserError, exit_cleanly
-from utils.evaluation import CLIP_METRICS, break_down, evaluate_clips
+from utils.files import write_json
 from utils.motion_process import describe_statistics
-from utils.text_evaluation import evaluate_text
 
 # metric → (heading with unit, digits, which is better: -1 less, 1 more, 0 neither)
 COLUMNS = {

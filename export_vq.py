@@ -20,13 +20,15 @@ import torch
 from tqdm import tqdm
 
 from dataset.motion_folder import find_statistics
+from export.clips import find_arrays, plan_outputs, read_motion, write_motion
+from export.hub import save_pair
+from export.onnx import check_onnx, write_onnx
+from models.loading import load_checkpoint, recorded_hashes
 from models.vqvae import NET_ARGS, HumanVQVAE, infer_args
-from utils.checkpoint import load_checkpoint, recorded_hashes, save_pair, write_atomically
-from utils.clip_files import find_arrays, plan_outputs, read_motion, write_motion
 from utils.errors import UserError, exit_cleanly
+from utils.files import write_atomically
 from utils.motion_process import describe_statistics
 from utils.motion_spec import get_spec
-from utils.onnx_export import check_onnx, write_onnx
 
 
 def read_checkpoint(path, meta_dir):

@@ -19,16 +19,16 @@ import numpy as np
 from tqdm import tqdm
 
 from dataset.motion_folder import find_clips, find_data, load_split
+from evaluation.evaluate import select_clips
+from evaluation.metrics import code_perplexity
+from export.clips import plan_outputs, write_motion
+from export.tokens import check_output, files_of, read_tokens, rows_of, weights_sha256, write_tokens
+from models.batches import decode_rows, encode_clips
+from models.loading import load_checkpoint, model_file, sha256
 from models.vqvae import HumanVQVAE
-from utils.checkpoint import load_checkpoint, model_file, sha256
-from utils.clip_batches import decode_rows, encode_clips
-from utils.clip_files import plan_outputs, write_motion
 from utils.device import pick_device
 from utils.errors import UserError, exit_cleanly
-from utils.evaluation import select_clips
-from utils.metrics import code_perplexity
 from utils.motion_process import describe_statistics
-from utils.token_files import check_output, files_of, read_tokens, rows_of, weights_sha256, write_tokens
 
 STAGE_TWO_CODES = 50  # T2M-GPT's published block of 51 holds a row and its end token
 

@@ -28,21 +28,22 @@ from tqdm import tqdm
 from dataset.dataset_TM_eval import draw, load_captioned
 from dataset.dataset_VQ import WindowFeed
 from dataset.motion_folder import find_clips, find_statistics, load_split
+from evaluation.evaluate import evaluate_clips, select_clips
+from evaluation.text import evaluate_text
 from models.evaluator_wrapper import find_missing, load_extractors
+from models.loading import load_checkpoint
 from models.vqvae import HumanVQVAE, load_net
-from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.dashboard import Dashboard
-from utils.device import can_compile, pick_device, set_precision
-from utils.distributed import all_reduce, equal_everywhere, from_rank_zero, rank_and_world, rank_zero_first, start_ranks
+from training.checkpoint import save_checkpoint
+from training.dashboard import Dashboard
+from training.distributed import equal_everywhere, from_rank_zero, rank_zero_first, start_ranks
+from training.run_folder import Events, check_flags, close_log, find_state, open_log, open_run, write_args
+from training.signals import Signals
+from training.step import build_objective, learning_rate, train_step
+from utils.device import all_reduce, can_compile, pick_device, rank_and_world, set_precision
 from utils.errors import UserError, exit_cleanly
-from utils.evaluation import evaluate_clips, select_clips
 from utils.losses import ReConsLoss
 from utils.motion_process import describe_statistics
 from utils.motion_spec import MAX_EVAL_FRAMES, get_spec
-from utils.run_folder import Events, check_flags, close_log, find_state, open_log, open_run, write_args
-from utils.signals import Signals
-from utils.text_evaluation import evaluate_text
-from utils.training import build_objective, learning_rate, train_step
 
 MEANS = ("L1", "Vel", "Commit", "PPL", "Grad_norm")  # averaged between prints, under these TensorBoard tags
 TEST_TAGS = {"fid": "FID", "diversity": "Diversity"}  # upstream's spelling; the others are logged by their own names

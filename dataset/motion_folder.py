@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from utils.arrays import load_array
 from utils.errors import UserError
+from utils.files import load_array
 from utils.motion_process import describe_statistics
 from utils.motion_spec import SPECS, get_spec
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from utils.distributed import all_reduce, rank_and_world
+from utils.device import all_reduce, rank_and_world
 
 
 class BaseQuantizer(nn.Module):

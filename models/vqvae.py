@@ -5,10 +5,10 @@ import numpy as np
 import torch
 import torch.nn as nn
 
+from models.batches import apart, buckets, can_mix, evaluating, lay_out
 from models.encdec import Decoder, Encoder
+from models.loading import load_checkpoint
 from models.quantize_cnn import QUANTIZERS
-from utils.checkpoint import load_checkpoint
-from utils.clip_batches import apart, buckets, can_mix, evaluating, lay_out
 from utils.errors import UserError
 from utils.motion_process import describe_statistics, extract_features, recover_from_ric
 from utils.motion_spec import SPECS, get_spec
@@ -135,11 +135,11 @@ class HumanVQVAE(nn.Module):
         return self.decode_joints(self.tokenize(motion))
 
     def play(self, clip, **options):
-        """One motion, or one row of codes, as a player (utils/player.py): the last line of a notebook's cell shows it.
+        """One motion, or one row of codes, as a player (visualize/player.py): the last line of a notebook's cell shows it.
 
         A motion's reconstruction is drawn over the original in grey, with its codes under the time line. options: of `player_html`.
         """
-        from utils.player import player  # here, for the drawing is loaded by those who look alone
+        from visualize.player import player  # here, for the drawing is loaded by those who look alone
         clip, options = _array(clip), {"unit": 2 ** self.down_t, **options}
         if clip.ndim == 1:
             return player(self.decode_joints(clip), self.spec, codes=clip, **options)

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
+from models.loading import load_checkpoint
 from tests.helpers import make_dataset
 from tests.test_train_vq import ROOT, curves, same, weights
-from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 
 FLAGS = ("--device", "cpu", "--width", "96", "--code-dim", "96", "--output-emb-width", "96", "--nb-code", "32", "--batch-size", "8",

@@ -8,7 +8,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from tests.helpers import small_args
 from train_vq import main
-from utils.distributed import equal_everywhere, rank_and_world
+from training.distributed import equal_everywhere
+from utils.device import rank_and_world
 
 # run → flags; 50 steps of 8 windows, 64 rows of latents a step
 STEPS = ("--batch-size", "8", "--warm-up-iter", "11", "--total-iter", "40", "--lr", "1e-3", "--print-iter", "10", "--eval-iter", "20")

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from export.bvh import euler_zxy, solve_skeleton, write_bvh
 from tests.test_visualize import dance
-from utils.bvh_export import euler_zxy, solve_skeleton, write_bvh
 from utils.errors import UserError
 from utils.motion_spec import KIT, T2M
 

@@ -14,13 +14,13 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata
 from torch.utils.tensorboard import SummaryWriter
 
+from evaluation.evaluate import evaluate_clips
 from options.option_vq import get_args_parser
 from tests.helpers import SMALL_NET, make_dataset, signal_at, small_args
 from tests.test_evaluation import make_clips, make_net
 from tests.test_train_vq import curves, same, weights
 from train_vq import main
-from utils import dashboard
-from utils.evaluation import evaluate_clips
+from training import dashboard
 from utils.motion_spec import T2M
 
 

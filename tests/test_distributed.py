@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from models.loading import load_checkpoint
 from models.vqvae import HumanVQVAE
 from tests.helpers import SMALL_NET, make_dataset
 from tests.ranks import RUNS
 from tests.test_train_vq import ROOT, curves, same, weights
-from utils.checkpoint import load_checkpoint
 
 
 def torchrun(ranks, *command, restarts=3):

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from eval_vq import main
+from models.loading import load_checkpoint
 from options.option_vq import eval_args
 from tests.helpers import make_dataset
 from tests.test_evaluator_wrapper import make_extractors
-from utils.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parent.parent
 

@@ -17,10 +17,10 @@ from PIL import Image
 import eval_vq
 import tokenize_vq
 from export_vq import main
+from models.loading import load_checkpoint
 from models.vqvae import NET_ARGS, HumanVQVAE
 from options.option_vq import eval_args, export_args, tokenize_args
 from tests.test_visualize import dance
-from utils.checkpoint import load_checkpoint
 from utils.motion_process import extract_features
 from utils.motion_spec import T2M
 

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from tests.test_visualize import near
-from utils import figures
 from utils.errors import UserError
-from utils.visualize import LEFT, RIGHT, SPINE
+from visualize import figures
+from visualize.draw import LEFT, RIGHT, SPINE
 
 
 def test_bars_are_as_long_as_their_values():

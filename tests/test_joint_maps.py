@@ -7,8 +7,8 @@ import pytest
 from dataset.prepare.bvh import joint_positions, read_bvh
 from dataset.prepare.joint_maps import MAPS, find_map, map_joints, plain, read_map
 from dataset.prepare.source import Reading, read_clip
+from export.bvh import write_bvh
 from tests.test_motion_process import random_clip
-from utils.bvh_export import write_bvh
 from utils.errors import UserError
 from utils.motion_process import extract_features
 from utils.motion_spec import get_spec

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 from scipy.spatial.transform import Rotation
 
-from utils import metrics
+from evaluation import metrics
 from utils.motion_spec import T2M
 
 RNG = np.random.default_rng

@@ -8,7 +8,7 @@ import pytest
 from tests.test_visualize import dance
 from utils.errors import UserError
 from utils.motion_spec import KIT, T2M
-from utils.player import beside, player, player_html, save_player
+from visualize.player import beside, player, player_html, save_player
 
 
 def data_of(page):

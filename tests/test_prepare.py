@@ -16,8 +16,8 @@ from dataset.prepare.captions import mirror_line, text_line
 from dataset.prepare.convert import assign_splits, split_of, write_dataset
 from dataset.prepare.demo_set import ensure_demo
 from dataset.prepare.source import Reading, find_sources, find_unit, leading_pose, read_clip, resample
+from export.bvh import write_bvh
 from tests.test_motion_process import random_clip
-from utils.bvh_export import write_bvh
 from utils.errors import UserError
 from utils.motion_process import extract_features, group_statistics
 from utils.motion_spec import get_spec
@@ -112,8 +112,8 @@ def test_kit_joints_come_from_the_same_skeleton(tmp_path):
 @pytest.mark.parametrize("scale", [1, 1000])
 def test_kit_folders_are_in_millimetres_whatever_the_source_is_in(tmp_path, scale):
     from dataset.check import check_folder
-    from utils.metrics import mm_per_unit
-    from utils.visualize import unit_in_metres
+    from evaluation.metrics import mm_per_unit
+    from visualize.draw import unit_in_metres
     clips = [random_clip(seed, KIT, frames=40) for seed in range(3)]
     (tmp_path / "joints").mkdir()
     for seed, clip in enumerate(clips):

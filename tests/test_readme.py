@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from dataset.prepare.demo import make_clips
+from export.bvh import write_bvh
 from tests.helpers import make_dataset
-from utils.bvh_export import write_bvh
 from utils.motion_spec import T2M
 
 ROOT = Path(__file__).parent.parent

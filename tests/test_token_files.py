@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from export.tokens import read_manifest, read_tokens, weights_sha256, write_tokens
 from utils.errors import UserError
-from utils.token_files import read_manifest, read_tokens, weights_sha256, write_tokens
 
 ROOT = Path(__file__).parent.parent
 WRITER = """
 import sys, numpy as np
-from utils.token_files import write_tokens
+from export.tokens import write_tokens
 ids = [f"{i:06d}" for i in range(20000)]
 write_tokens(sys.argv[1], ids, [np.arange(500)] * len(ids), {}, False)
 """

@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
+from export.bvh import solve_skeleton
 from models.vqvae import HumanVQVAE
 from options.option_vq import tokenize_args
 from tests.helpers import make_clip, make_dataset
 from tokenize_vq import main
-from utils.bvh_export import solve_skeleton
 from utils.motion_process import recover_from_ric
 
 ROOT = Path(__file__).parent.parent

@@ -11,12 +11,12 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from models.loading import load_checkpoint
 from models.vqvae import HumanVQVAE
 from tests.helpers import SMALL_NET, make_dataset, signal_at, small_args
 from tests.test_evaluator_wrapper import make_extractors
 from train_vq import main
-from utils.checkpoint import load_checkpoint
-from utils.training import Objective, learning_rate
+from training.step import Objective, learning_rate
 
 ROOT = Path(__file__).parent.parent
 
@@ -277,7 +277,7 @@ def test_a_failing_tensorboard_does_not_end_training(data_root, tmp_path, monkey
     def fail(*args, **kwargs):
         raise RuntimeError("no such plugin")
 
-    monkeypatch.setattr("utils.run_folder.SummaryWriter.add_scalar", fail)
+    monkeypatch.setattr("training.run_folder.SummaryWriter.add_scalar", fail)
     assert main(small_args(data_root, tmp_path)) == 0
     assert "no such plugin; training goes on" in (tmp_path / "run" / "run.log").read_text()
 

@@ -120,8 +120,8 @@ def test_a_checkpoint_of_another_network_is_refused_whole(tmp_path):
     other = small("kit", width=64)
     torch.save({"net": other.state_dict()}, tmp_path / "kit.pth")
     assert HumanVQVAE.from_checkpoint(tmp_path / "kit.pth").spec.name == "kit"
+    from models.loading import load_checkpoint
     from models.vqvae import load_net
-    from utils.checkpoint import load_checkpoint
     net = small()
     before = {key: value.clone() for key, value in net.state_dict().items()}
     with pytest.raises(UserError, match=r"another network.*encoder\.model\.0\.weight"):

@@ -1,7 +1,8 @@
-"""Where to run, and how precisely."""
+"""Where to run, how precisely, and on how many ranks."""
 import os
 
 import torch
+import torch.distributed as dist
 
 from utils.errors import UserError
 
@@ -43,3 +44,17 @@ def can_compile(device):
     except (RuntimeError, OSError, ImportError) as error:  # no C++ compiler, no Triton, …
         return " ".join(str(error).split())[:160]
     return None
+
+
+def rank_and_world():
+    """(rank, number of ranks) of this process."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def all_reduce(tensor):
+    """Sum over the ranks, in place; the tensor itself."""
+    if rank_and_world()[1] > 1:
+        dist.all_reduce(tensor)
+    return tensor

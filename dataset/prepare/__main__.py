@@ -127,7 +127,7 @@ def draw_previews(out, report, dataname, count):
 
     from dataset.prepare.convert import JOINTS
     from utils.motion_spec import get_spec
-    from utils.visualize import save_gif
+    from visualize.draw import save_gif
     names = sorted(name for ids in report.splits.values() for name in ids)
     folder = Path(out, "previews")
     folder.mkdir(exist_ok=True)

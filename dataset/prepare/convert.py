@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from dataset.prepare.captions import mirror_line, text_line
 from dataset.prepare.source import Reading, read_clip
-from utils.checkpoint import write_atomically
 from utils.errors import UserError
+from utils.files import write_atomically
 from utils.motion_process import extract_features, group_statistics, mirror, recover_from_ric
 from utils.motion_spec import get_spec
 

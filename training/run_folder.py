@@ -11,8 +11,9 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from utils.checkpoint import load_checkpoint, remove_stale, write_atomically, write_json
+from models.loading import load_checkpoint
 from utils.errors import UserError
+from utils.files import remove_stale, write_atomically, write_json
 
 RUN_FILES = re.compile(r"(net|state)_\w+\.pth|args\.json|run\.log|hashes\.json|events\.out\.tfevents\..*|eval_\w+\.json|vis_.*")
 # flags that may differ between a run and its resumption: they do not change what is computed

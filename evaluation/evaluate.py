@@ -6,11 +6,11 @@ n clips, N clips of a batch, T frames, D features, J joints, K codes.
 import numpy as np
 import torch
 
-from utils import metrics
-from utils.clip_batches import BATCH_FRAMES, buckets, can_mix, evaluating, forward_clips
+from evaluation import metrics
+from evaluation.metrics import joint_error, mm_per_unit
+from models.batches import BATCH_FRAMES, buckets, can_mix, evaluating, forward_clips
 from utils.errors import UserError
 from utils.losses import LOSSES
-from utils.metrics import joint_error, mm_per_unit
 from utils.motion_process import recover_from_ric
 from utils.motion_spec import MAX_EVAL_FRAMES, UNIT_LENGTH
 

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch.utils.tensorboard.summary import hparams
 
-from utils.clip_batches import reconstruct_clips
-from utils.evaluation import select_clips
-from utils.figures import bar_figure, code_strip, usage_figure
+from evaluation.evaluate import select_clips
+from models.batches import reconstruct_clips
+from training.run_folder import FREE_FLAGS
 from utils.motion_spec import UNIT_LENGTH
-from utils.run_folder import FREE_FLAGS
-from utils.skeleton import frame_error, unit_in_metres
-from utils.visualize import add_gif, gif_bytes, save_gif
+from visualize.draw import add_gif, gif_bytes, save_gif
+from visualize.figures import bar_figure, code_strip, usage_figure
+from visualize.skeleton import frame_error, unit_in_metres
 
 CARD = 350  # pixels: the width of a picture's card in TensorBoard, which scales without smoothing
 FINAL = ("mpjpe", "mpjpe_global", "recons", "codes_used", "perplexity")      # tags below ./Test/ that stand beside the flags

@@ -10,7 +10,7 @@ import torch
 import torch.nn as nn
 from torch.nn.parallel import DistributedDataParallel
 
-from utils.distributed import all_reduce, rank_and_world
+from utils.device import all_reduce, rank_and_world
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -2,7 +2,8 @@
 import signal
 import time
 
-from utils.distributed import largest, rank_and_world
+from training.distributed import largest
+from utils.device import rank_and_world
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 

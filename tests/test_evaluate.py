@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from dataset.motion_folder import load_split
+from evaluation.evaluate import break_down, evaluate_clips, select_clips
+from models.batches import buckets, decode_rows, encode_clips, evaluating, forward_clips, lay_out, reconstruct_clips
 from models.vqvae import HumanVQVAE
 from tests.helpers import make_clip
-from utils.clip_batches import buckets, decode_rows, encode_clips, evaluating, forward_clips, lay_out, reconstruct_clips
 from utils.errors import UserError
-from utils.evaluation import break_down, evaluate_clips, select_clips
 from utils.motion_process import recover_from_ric
 from utils.motion_spec import KIT, T2M
 

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from scipy.linalg import sqrtm
 
 from dataset.dataset_TM_eval import draw, load_captioned
+from evaluation.text import _embed_motion, _embed_text, evaluate_text
 from models.evaluator_wrapper import FINEST, META_DIRS, load_extractors
 from tests.test_evaluation import MEAN, STD, make_clips, make_net
 from tests.test_evaluator_wrapper import WORDS, make_extractors
 from utils.errors import UserError
 from utils.motion_spec import T2M
-from utils.text_evaluation import _embed_motion, _embed_text, evaluate_text
 
 VOCABULARY, TAGS = [*WORDS, "zebra", "runs"], ("NOUN", "VERB", "ADV", "CCONJ")  # words and tags that are not listed too
 

@@ -9,6 +9,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from utils.device import rank_and_world
+
 CONNECT, ATTEMPTS = timedelta(seconds=20), 5
 PATIENCE = timedelta(minutes=30)  # with each other, once connected: rank 0 may be reading data
 
@@ -34,20 +36,6 @@ def start_ranks():
         dist.distributed_c10d._set_pg_timeout(PATIENCE)
         atexit.register(dist.destroy_process_group)
     return rank_and_world()
-
-
-def rank_and_world():
-    """(rank, number of ranks) of this process."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
-
-
-def all_reduce(tensor):
-    """Sum over the ranks, in place; the tensor itself."""
-    if rank_and_world()[1] > 1:
-        dist.all_reduce(tensor)
-    return tensor
 
 
 def largest(numbers):

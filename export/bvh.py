@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import UserError
-from utils.skeleton import bones, check_joints, unit_in_metres
+from visualize.skeleton import bones, check_joints, unit_in_metres
 
 CM = 100.0          # BVH has no unit; centimetres are what most tools expect
 END_SITE = 0.05     # metres: a leaf's tip, so that it has a bone to show

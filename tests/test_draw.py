@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from utils import visualize as draw
 from utils.errors import UserError
 from utils.motion_spec import KIT, T2M
+from visualize import draw
 
 
 def stand(spec, frames=1):

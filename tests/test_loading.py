@@ -8,9 +8,11 @@ import zipfile
 import pytest
 import torch
 
-from utils import checkpoint as module
-from utils.checkpoint import load_checkpoint, remove_stale, save_checkpoint, write_atomically
+from models.loading import load_checkpoint
+from training import checkpoint as module
+from training.checkpoint import save_checkpoint
 from utils.errors import UserError
+from utils.files import remove_stale, write_atomically
 
 
 def some(step):

@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils.arrays import load_array, save_array
-from utils.checkpoint import write_atomically, write_json
-from utils.clip_files import find_arrays
+from export.clips import find_arrays
 from utils.errors import UserError
+from utils.files import load_array, save_array, write_atomically, write_json
 
 FORMAT, VERSION = "motion-vq-tokens", 1
 MANIFEST, IDS, CODES, OFFSETS = "manifest.json", "clips.txt", "codes.npy", "offsets.npy"

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from utils.errors import UserError
-from utils.gif import encode_gif
-from utils.skeleton import bones, check_joints, foot_contacts, frame_error, skeleton_height, unit_in_metres
+from visualize.gif import encode_gif
+from visualize.skeleton import bones, check_joints, foot_contacts, frame_error, skeleton_height, unit_in_metres
 
 LEFT, RIGHT, SPINE = (38, 120, 190), (224, 108, 28), (62, 68, 84)   # blue and orange stay apart for colour-blind readers
 PAPER, GROUND, GRID, INK, FAINT = (255, 255, 255), (240, 242, 246), (208, 213, 222), (52, 58, 70), (138, 146, 160)

@@ -10,7 +10,7 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.motion_spec import UNIT_LENGTH
-from utils.skeleton import bones, check_joints, foot_contacts, frame_error, skeleton_height, unit_in_metres
+from visualize.skeleton import bones, check_joints, foot_contacts, frame_error, skeleton_height, unit_in_metres
 
 PAGE = Path(__file__).with_suffix(".html")
 

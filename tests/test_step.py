@@ -11,9 +11,9 @@ from dataset.motion_folder import load_split
 from models.vqvae import HumanVQVAE
 from tests.helpers import small_args
 from train_vq import main
+from training.step import Objective, build_objective, train_step
 from utils.losses import ReConsLoss
 from utils.motion_spec import get_spec
-from utils.training import Objective, build_objective, train_step
 
 GO = torch.tensor(False)
 

@@ -4,12 +4,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils.arrays import load_array, save_array, whole_file
-from utils.bvh_export import write_bvh
+from export.bvh import write_bvh
 from utils.errors import UserError
+from utils.files import load_array, save_array, whole_file
 from utils.motion_process import recover_from_ric
 from utils.motion_spec import SPECS
-from utils.visualize import gif_bytes
+from visualize.draw import gif_bytes
 
 SUFFIX = {"features": ".npy", "joints": ".npy", "gif": ".gif", "bvh": ".bvh"}
 

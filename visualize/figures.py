@@ -5,7 +5,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from utils.errors import UserError
-from utils.visualize import FAINT, GRID, INK, LEFT, OVER, PAPER, RIGHT, SPINE, fitting_font, font
+from visualize.draw import FAINT, GRID, INK, LEFT, OVER, PAPER, RIGHT, SPINE, fitting_font, font
 
 # dark to bright in even steps of lightness; zero has a colour of its own, so that a dead code is seen at once
 _RAMP = np.array([(44, 30, 84), (58, 76, 138), (42, 120, 142), (46, 160, 128), (120, 196, 84), (250, 226, 62)], np.float64)

@@ -1,9 +1,8 @@
-"""Reading and writing checkpoints: whole or not at all, hashed, and never a pickle that could run code."""
+"""Read checkpoint files: arguments and tensors, never a pickle that could run code."""
 import hashlib
 import json
 import os
 import pickle
-import shutil
 import zipfile
 
 import torch
@@ -62,27 +61,6 @@ def import_safetensors():
     except ImportError:
         raise UserError(f"{MODEL} needs safetensors, which is not installed: pip install safetensors") from None
     return safetensors
-
-
-def save_pair(folder, checkpoint, config):
-    """Write a checkpoint as the Hub's pair: its state-dict as model.safetensors, and config.json, each whole or not at all.
-
-    checkpoint: 'net', and 'args', 'iter', 'mean', 'std' where it has them; config: primitives to write besides. The SHA-256 of the weights
-    goes into the config. Raises UserError where the folder holds a model of something else or cannot be written.
-    """
-    library, weights, about = import_safetensors(), os.path.join(folder, MODEL), os.path.join(folder, CONFIG)
-    if (os.path.exists(weights) or os.path.exists(about)) and _read_config(about) is None:
-        raise UserError(f"{folder}: holds a {MODEL} or {CONFIG} of something else; name another folder with --out")
-    data = library.torch.save({name: tensor.contiguous() for name, tensor in checkpoint["net"].items()}, {"format": "pt"})
-    statistics = {name: None if checkpoint.get(name) is None else [float(x) for x in checkpoint[name]] for name in ("mean", "std")}
-    content = dict(format=PAIR, format_version=PAIR_VERSION, **config, iteration=checkpoint.get("iter"), args=checkpoint.get("args") or {},
-                   **statistics, sha256=hashlib.sha256(data).hexdigest())
-    try:
-        os.makedirs(folder, exist_ok=True)
-        write_atomically(weights, lambda file: file.write(data))
-        write_json(about, content)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); name another folder with --out") from None
 
 
 def _read_config(path):
@@ -153,69 +131,3 @@ def _verify(path):
         last = versions[-1]
         raise UserError(f"{path}: SHA-256 mismatch: found {sha256(path)[:16]}…, recorded {last['sha256'][:16]}… (iteration {last['iter']}); "
                         "the file was damaged or changed after it was saved: use another checkpoint of the run")
-
-
-def write_atomically(path, write, before_rename=None):
-    """Call `write(file)` on a temporary file in the same folder, flush it to the disk, rename it to `path`.
-
-    `before_rename(sha256)` runs when the new file is whole and the old one still in place. On any failure the temporary file is
-    removed and `path` is left as it was. Raises OSError as the system does.
-    """
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        if before_rename:
-            before_rename(sha256(temporary))
-        os.replace(temporary, path)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-        raise
-    descriptor = os.open(os.path.dirname(path) or ".", os.O_RDONLY)  # the rename itself must reach the disk too
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_json(path, content):
-    """Write JSON atomically."""
-    write_atomically(path, lambda file: file.write((json.dumps(content, indent=1) + "\n").encode()))
-
-
-def save_checkpoint(path, checkpoint, keep_previous=None):
-    """Write a checkpoint atomically and record its SHA-256; with `keep_previous`, the replaced file moves to that name first.
-
-    The hash is recorded before the rename: whatever moment the process dies at, every file under its final name is whole and known.
-    A failed write (a full disk) is tried once more; raises UserError if it fails again, with the old file still in place.
-    """
-    folder, name = os.path.split(path)
-
-    def record(digest):
-        hashes = recorded_hashes(folder)
-        hashes[name] = [*hashes.get(name, [])[-2:], {"iter": checkpoint.get("iter", 0), "sha256": digest}]
-        if keep_previous:
-            hashes[keep_previous] = hashes[name]
-        write_json(os.path.join(folder, HASHES), hashes)
-        if keep_previous and os.path.exists(path):
-            os.replace(path, os.path.join(folder, keep_previous))
-
-    for attempt in (1, 2):
-        try:
-            return write_atomically(path, lambda file: torch.save(checkpoint, file), record)
-        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-            if attempt == 2:
-                free = shutil.disk_usage(folder or ".").free
-                raise UserError(f"{path}: cannot be saved ({str(error).splitlines()[0]}; {free:,} bytes free); the previous checkpoint is "
-                                "untouched: free some space and go on with --resume auto") from error
-
-
-def remove_stale(folder):
-    """Remove the temporary files a killed process left in a run folder; returns their names."""
-    stale = [name for name in os.listdir(folder) if name.endswith(".tmp")]
-    for name in stale:
-        os.remove(os.path.join(folder, name))
-    return stale

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 import torch.nn as nn
 
-from utils.checkpoint import write_atomically
 from utils.errors import UserError
+from utils.files import write_atomically
 
 
 class _RawEncoder(nn.Module):

@@ -5,8 +5,8 @@ Repetitions share work: a crop or a caption that several of them draw goes throu
 import numpy as np
 import torch
 
-from utils import metrics
-from utils.clip_batches import BATCH_FRAMES, buckets, can_mix, evaluating, forward_clips
+from evaluation import metrics
+from models.batches import BATCH_FRAMES, buckets, can_mix, evaluating, forward_clips
 from utils.errors import UserError
 from utils.motion_spec import MAX_MOTION_LENGTH
 
