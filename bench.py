@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dataset.dataset_VQ import WindowFeed
 from dataset.motion_folder import load_split
 from evaluation.evaluate import evaluate_clips, select_clips
-from models.batches import BATCH_FRAMES, evaluating
+from models.batches_old import BATCH_FRAMES, evaluating
 from models.vqvae import HumanVQVAE
 from training.step import AMP, build_objective, train_step
 from utils.device import can_compile, pick_device, set_precision

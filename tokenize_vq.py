@@ -23,7 +23,7 @@ from evaluation.evaluate import select_clips
 from evaluation.metrics import code_perplexity
 from export.clips import plan_outputs, write_motion
 from export.tokens import check_output, files_of, read_tokens, rows_of, weights_sha256, write_tokens
-from models.batches import decode_rows, encode_clips
+from models.batches_old import decode_rows, encode_clips
 from models.loading import load_checkpoint, model_file, sha256
 from models.vqvae import HumanVQVAE
 from utils.device import pick_device

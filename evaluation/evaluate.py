@@ -8,7 +8,7 @@ import torch
 
 from evaluation import metrics
 from evaluation.metrics import joint_error, mm_per_unit
-from models.batches import BATCH_FRAMES, buckets, can_mix, evaluating, forward_clips
+from models.batches_old import BATCH_FRAMES, buckets, can_mix, evaluating, forward_clips
 from utils.errors import UserError
 from utils.losses import LOSSES
 from utils.motion_process import recover_from_ric

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from evaluation import metrics
-from models.batches import BATCH_FRAMES, buckets, can_mix, evaluating, forward_clips
+from models.batches_old import BATCH_FRAMES, buckets, can_mix, evaluating, forward_clips
 from utils.errors import UserError
 from utils.motion_spec import MAX_MOTION_LENGTH
 

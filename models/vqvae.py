@@ -5,7 +5,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 
-from models.batches import apart, buckets, can_mix, evaluating, lay_out
+from models.batches_old import apart, buckets, can_mix, evaluating, lay_out
 from models.encdec import Decoder, Encoder
 from models.loading import load_checkpoint
 from models.quantize_cnn import QUANTIZERS

@@ -6,7 +6,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from export.bvh import euler_zxy, solve_skeleton, write_bvh
-from tests.test_visualize import dance
+from tests.test_draw import dance
 from utils.errors import UserError
 from utils.motion_spec import KIT, T2M
 

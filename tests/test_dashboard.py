@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from evaluation.evaluate import evaluate_clips
 from options.option_vq import get_args_parser
 from tests.helpers import SMALL_NET, make_dataset, signal_at, small_args
-from tests.test_evaluation import make_clips, make_net
+from tests.test_evaluate import make_clips, make_net
 from tests.test_train_vq import curves, same, weights
 from train_vq import main
 from training import dashboard

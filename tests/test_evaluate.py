@@ -7,7 +7,7 @@ import torch
 
 from dataset.motion_folder import load_split
 from evaluation.evaluate import break_down, evaluate_clips, select_clips
-from models.batches import buckets, decode_rows, encode_clips, evaluating, forward_clips, lay_out, reconstruct_clips
+from models.batches_old import buckets, decode_rows, encode_clips, evaluating, forward_clips, lay_out, reconstruct_clips
 from models.vqvae import HumanVQVAE
 from tests.helpers import make_clip
 from utils.errors import UserError

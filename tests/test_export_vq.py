@@ -20,7 +20,7 @@ from export_vq import main
 from models.loading import load_checkpoint
 from models.vqvae import NET_ARGS, HumanVQVAE
 from options.option_vq import eval_args, export_args, tokenize_args
-from tests.test_visualize import dance
+from tests.test_draw import dance
 from utils.motion_process import extract_features
 from utils.motion_spec import T2M
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tests.test_visualize import near
+from tests.test_draw import near
 from utils.errors import UserError
 from visualize import figures
 from visualize.draw import LEFT, RIGHT, SPINE

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from tests.test_visualize import dance
+from tests.test_draw import dance
 from utils.errors import UserError
 from utils.motion_spec import KIT, T2M
 from visualize.player import beside, player, player_html, save_player

@@ -11,7 +11,7 @@ from scipy.linalg import sqrtm
 from dataset.dataset_TM_eval import draw, load_captioned
 from evaluation.text import _embed_motion, _embed_text, evaluate_text
 from models.evaluator_wrapper import FINEST, META_DIRS, load_extractors
-from tests.test_evaluation import MEAN, STD, make_clips, make_net
+from tests.test_evaluate import MEAN, STD, make_clips, make_net
 from tests.test_evaluator_wrapper import WORDS, make_extractors
 from utils.errors import UserError
 from utils.motion_spec import T2M

@@ -10,7 +10,7 @@ from models.resnet import Resnet1D
 from models.vqvae import VQVAE_251, HumanVQVAE
 from tests.helpers import make_clip
 from tests.test_player import data_of, unpack
-from tests.test_visualize import dance
+from tests.test_draw import dance
 from utils.errors import UserError
 from utils.motion_process import extract_features, recover_from_ric
 from utils.motion_spec import KIT, T2M

@@ -11,7 +11,7 @@ import torch
 from torch.utils.tensorboard.summary import hparams
 
 from evaluation.evaluate import select_clips
-from models.batches import reconstruct_clips
+from models.batches_old import reconstruct_clips
 from training.run_folder import FREE_FLAGS
 from utils.motion_spec import UNIT_LENGTH
 from visualize.draw import add_gif, gif_bytes, save_gif
