@@ -119,3 +119,6 @@ class WindowFeed:
                 ahead[0].record_stream(torch.cuda.current_stream(device))
                 yield ahead[0]
             ahead = coming, stream.record_event()
+
+    def batches_on(self, device, first, rank=0, world=1, parts=1):
+        return self.on_device(first, device, "auto", rank, world, parts)

@@ -136,6 +136,7 @@ def load_split(root, split, spec, mean, std, skip_bad=False, cache=True):
             _write_cache(root, split, key, clips)
     if not clips.names:
         raise UserError(f"{root / split}.txt: none of its {len(ids)} clips can be used; the first: {clips.bad[0]}")
+    clips.warning = None
     return clips
 
 

@@ -1,64 +1,40 @@
-"""The ranks of a run that torchrun started: who is who, sums over all, and what one says to the others. A single process is rank 0 of 1."""
+"""The ranks of a run that torchrun started, and stopping all of them at the same step. One process is rank 0 of 1."""
 import atexit
 import os
+import signal
 import time
-import zlib
 from contextlib import contextmanager
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from utils.device import rank_and_world
+from utils.errors import UserError
 
-CONNECT, ATTEMPTS = timedelta(seconds=20), 5
-PATIENCE = timedelta(minutes=30)  # with each other, once connected: rank 0 may be reading data
+# SIGUSR1 does not exist on Windows
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
 def start_ranks():
-    """Join the other processes of a torchrun, if this is one of several. Returns (rank, number of ranks).
-
-    Now and then two gloo processes miss each other when they connect, and would wait for good: all try again then, together.
-    """
+    """Join the other processes of a torchrun, if this is one of several. Returns (rank, number of ranks)."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        store, rank, world = next(dist.rendezvous("env://"))
-        for attempt in range(ATTEMPTS):
-            store.add(f"attempt {attempt}", 1)
-            while store.add(f"attempt {attempt}", 0) < world:
-                time.sleep(0.01)
-            try:
-                dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=CONNECT, rank=rank, world_size=world,
-                                        store=dist.PrefixStore(f"attempt {attempt}", store))
-                break
-            except RuntimeError:
-                if attempt == ATTEMPTS - 1:
-                    raise
-        dist.distributed_c10d._set_pg_timeout(PATIENCE)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         atexit.register(dist.destroy_process_group)
     return rank_and_world()
 
 
-def largest(numbers):
-    """Each of the ranks' whole numbers at its largest, as a list that all of them know. Waits for every rank."""
-    values = torch.tensor(numbers)
-    if rank_and_world()[1] > 1:
-        dist.all_reduce(values, dist.ReduceOp.MAX)
-    return values.tolist()
-
-
-def equal_everywhere(tensors):
-    """Whether every rank holds the same bits in its `tensors`. A single one does, without a look."""
-    if rank_and_world()[1] == 1:
-        return True
-    digest = 0
-    for tensor in tensors:
-        digest = zlib.crc32(tensor.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy(), digest)
-    high, low = largest([digest, -digest])
-    return high == -low
+def check_ranks(args, world):
+    """Refuse flags that cannot work on `world` ranks."""
+    parts = world * args.grad_accum
+    if args.batch_size % parts:
+        raise UserError(f"--batch-size {args.batch_size} does not divide by {world} ranks × --grad-accum "
+                        f"{args.grad_accum}; use a multiple of {parts}")
+    if world > 1 and args.vq_norm == "BN":
+        raise UserError("--vq-norm BN cannot work on several ranks: each would normalise its own windows; use LN or GN")
 
 
 def from_rank_zero(value):
-    """Rank 0's value, whatever the others gave: tensors and primitives."""
+    """Broadcast `value`, tensors and primitives, from rank 0 and return it on every rank."""
     if rank_and_world()[1] > 1:
         box = [value]
         dist.broadcast_object_list(box)
@@ -68,7 +44,7 @@ def from_rank_zero(value):
 
 @contextmanager
 def rank_zero_first():
-    """Rank 0 runs the block before the others begin: it makes what they only read, and finds what is wrong once."""
+    """Run the block on rank 0 before the others begin, so that they find what it wrote."""
     rank, world = rank_and_world()
     if rank:
         dist.barrier()
@@ -76,3 +52,33 @@ def rank_zero_first():
     if world > 1 and rank == 0:
         dist.barrier()
 
+
+class Signals:
+    """Record the first SIGINT, SIGTERM or SIGUSR1 so that the loop can stop cleanly; a second one acts as usual."""
+
+    def __init__(self):
+        self.first, self.since = 0, 0.0
+
+    def __enter__(self):
+        self.before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number, _):
+        if not self.first:
+            self.first, self.since = number, time.monotonic()
+        elif rank_and_world()[1] == 1 or time.monotonic() > self.since + 1:
+            # torchrun forwards a Ctrl-C that the ranks have already received: within a second it is the same one
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+    def received(self):
+        """Return the signal to stop for, the same on every rank, or 0."""
+        if rank_and_world()[1] == 1:
+            return self.first
+        number = torch.tensor(self.first)
+        dist.all_reduce(number, dist.ReduceOp.MAX)
+        return int(number)

@@ -1,108 +1,92 @@
-"""One run, one folder: its lock, its log, its TensorBoard events."""
-import fcntl
+"""One run, one folder: its lock, its log, its TensorBoard events and its checkpoints."""
 import logging
 import os
 import re
 import sys
+import time
+from contextlib import contextmanager
 
-from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from models.loading import load_checkpoint
+from training.checkpoint import find_state, network_content, save_checkpoint, save_state, whole_state
+from training.dashboard import Dashboard
+from training.step import warm_up_steps
 from utils.errors import UserError
-from utils.files import remove_stale, write_atomically, write_json
+from utils.files import exclusive_lock, remove_stale, write_json
 
-RUN_FILES = re.compile(r"(net|state)_\w+\.pth|args\.json|run\.log|hashes\.json|events\.out\.tfevents\..*|eval_\w+\.json|vis_.*")
-# flags that may differ between a run and its resumption: they do not change what is computed
-FREE_FLAGS = {"data_root", "meta_dir", "no_cache", "out_dir", "exp_name", "eval_iter", "save_iter", "resume", "resume_pth", "overwrite",
-              "force", "on_nan", "nan_limit", "total_iter", "evaluator_dir", "glove_dir", "nb_vis", "data_device"}
-HISTORY = "events.out.tfevents.0.history"  # sorts before every later file of events
+RUN_FILES = re.compile(r"(net|state)_\w+\.pth|(args|hashes)\.json|run\.log|events\.out\.tfevents\..*|eval_\w+\.json|vis_.*")
+# upstream's spelling of two tags; the other metrics are logged under their own names
+TEST_TAGS = {"fid": "FID", "diversity": "Diversity"}
 
 
-def open_run(out_dir, exp_name, resume=False, overwrite=False):
-    """Make or enter OUT_DIR/EXP_NAME and lock it. Returns (path, lock); the lock lives as long as the object and its process.
+@contextmanager
+def open_run(args, silent=False):
+    """Make or enter OUT_DIR/EXP_NAME, lock it and open its log. Yields a RunFolder.
 
-    Raises UserError when the folder cannot be written, another process holds it, or it holds a run and neither `resume` nor `overwrite`.
+    silent: write nothing, for every rank but 0. Raises UserError where the folder cannot be written, is in use, or
+    holds a run that neither --resume nor --overwrite speaks of.
     """
-    path = os.path.join(out_dir, exp_name)
-    try:
-        os.makedirs(path, exist_ok=True)
-        lock = open(os.path.join(path, ".lock"), "a+", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); name another folder with --out-dir") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.seek(0)
-        owner = lock.read().strip() or "unknown"
-        lock.close()
-        raise UserError(f"{path}: in use by another process ({owner}); wait for it or choose another --exp-name") from None
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()}\n")
-    lock.flush()
+    path = os.path.join(args.out_dir, args.exp_name)
+    if silent:
+        yield RunFolder(path, args, open_log(None), silent)
+        return
+    with exclusive_lock(path, "choose another --out-dir or --exp-name"):
+        clear_folder(path, args)
+        log = open_log(path)
+        run = RunFolder(path, args, log)
+        try:
+            yield run
+        except UserError as error:
+            log.error(error, extra={"file_only": True})
+            for line in error.details:
+                log.error(line)
+            raise
+        finally:
+            run.close()
+
+
+def clear_folder(path, args):
+    """Remove what a killed process left and, with --overwrite, the run in the folder; refuse to mix two runs."""
     remove_stale(path)
     old = [name for name in os.listdir(path) if RUN_FILES.fullmatch(name)]
-    begun = [name for name in old if name != "run.log"]  # a start that was refused leaves its log alone
-    if old and overwrite:
+    begun = sorted(name for name in old if name != "run.log")  # a start that was refused leaves only its log
+    own_state = is_state(args.resume_pth) and \
+        os.path.abspath(os.path.dirname(args.resume_pth)) == os.path.abspath(path)
+    if args.overwrite:
         for name in old:
             os.remove(os.path.join(path, name))
-    elif begun and not resume:
-        lock.close()
-        raise UserError(f"{path}: holds a run ({', '.join(sorted(begun)[:3])}, …); go on with --resume auto, start anew with --overwrite, "
+    elif begun and not (args.resume or own_state):
+        raise UserError(f"{path}: holds a run ({begun[0]}, …); go on with --resume auto, start anew with --overwrite, "
                         "or choose another --exp-name")
-    return path, lock
 
 
-def find_state(args, path, log):
-    """The state to resume from, or None. With --resume auto the newest that is whole, by its recorded iteration; damaged ones are named."""
-    if args.resume_pth:
-        checkpoint = load_checkpoint(args.resume_pth)
-        return checkpoint if "optimizer" in checkpoint else None
-    found = []
-    for name in ("state_last.pth", "state_prev.pth") if args.resume else ():
-        try:
-            if os.path.exists(os.path.join(path, name)):
-                found.append(load_checkpoint(os.path.join(path, name)))
-        except UserError as error:
-            log.warning(f"DAMAGED STATE: {error}; looking for the one before")
-    if args.resume and not found and os.path.exists(os.path.join(path, "state_last.pth")):
-        raise UserError(f"{path}: no state can be read; start from net_last.pth with --resume-pth, or anew with --overwrite")
-    return max(found, key=lambda state: state["iter"], default=None)
+def is_state(path):
+    """Return whether a checkpoint's name is that of a saved state, which resumes exactly."""
+    return bool(path) and os.path.basename(path).startswith("state_")
 
 
-def check_flags(args, state, log):
-    """Refuse to resume under flags that would compute something else; --force reports them and goes on."""
-    before, now = state["args"], vars(args)
-    changed = [f"--{name.replace('_', '-')} {before[name]} → {now[name]}" for name in before
-               if name in now and name not in FREE_FLAGS and before[name] != now[name]]
-    if changed and not args.force:
-        raise UserError(f"flags differ from the run's: {', '.join(changed)}; resume with the same ones, or with --force")
-    if changed:
-        log.warning(f"resuming with changed flags: {', '.join(changed)}")
-
-
-class _TqdmHandler(logging.StreamHandler):
-    """Log lines above the progress bar; errors that end the script are left to its last line."""
+class TqdmHandler(logging.StreamHandler):
+    """Write log lines above the progress bar."""
 
     def emit(self, record):
-        if getattr(record, "file_only", False):
-            return
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+        if not getattr(record, "file_only", False):
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
 
 
 def open_log(path):
-    """Logger that writes to the terminal and to PATH/run.log; with path None it is silent."""
+    """Return a logger that writes to the terminal and to PATH/run.log; with path None it is silent."""
     log = logging.getLogger("train_vq")
-    log.setLevel(logging.INFO if path else logging.CRITICAL + 1)
     log.propagate = False
+    log.setLevel(logging.INFO if path else logging.CRITICAL + 1)
     close_log(log)
-    for handler in (_TqdmHandler(), logging.FileHandler(os.path.join(path, "run.log"), encoding="utf-8")) if path else ():
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        log.addHandler(handler)
+    if path:
+        file = logging.FileHandler(os.path.join(path, "run.log"), encoding="utf-8")
+        for handler in (TqdmHandler(), file):
+            handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            log.addHandler(handler)
     return log
 
 
@@ -113,69 +97,101 @@ def close_log(log):
         handler.close()
 
 
-def write_args(path, args):
-    """args.json: the arguments of the run."""
-    write_json(os.path.join(path, "args.json"), vars(args))
+class RunFolder:
+    """The folder of one run. What fails in drawing or in writing events costs a warning, never the run."""
 
+    def __init__(self, path, args, log, silent=False):
+        self.path, self.args, self.log, self.silent = path, args, log, silent
+        self.warm_up = warm_up_steps(args)
+        self.writer = self.board = None
+        self.since = time.monotonic(), 0
 
-class Events:
-    """TensorBoard's scalars and pictures. Whatever fails in drawing or writing them costs a warning, never the run."""
+    def find_state(self):
+        """Return the state to resume from, of the run folder or of --resume-pth, or None."""
+        if self.silent:
+            return None
+        if is_state(self.args.resume_pth):
+            return load_checkpoint(self.args.resume_pth)
+        return find_state(self.path, self.log) if self.args.resume else None
 
-    def __init__(self, path, log, keeps=None):
-        """keeps: on a resumed run, says of (tag, step) whether the event came before the state; later ones are dropped from the files.
-
-        path None: nothing is drawn or written, for the ranks that do not report.
-        """
-        self.log, self.writer, self.silent = log, None, path is None
-        self._guard(self._open, path, keeps)
-
-    def _open(self, path, keeps):
-        if keeps:
-            _cut_history(path, keeps)
-        self.writer = SummaryWriter(path)
-
-    def scalars(self, step, values):
-        """Write {tag: value} at a step."""
-        self._guard(lambda: [self.writer.add_scalar(tag, value, step) for tag, value in values.items()])
-
-    def draw(self, function, *args):
-        """Call function(writer, *args), which draws and writes pictures."""
-        self._guard(lambda: function(self.writer, *args), what="drawing")
-
-    def flush(self):
-        """Bring everything to the disk."""
-        self._guard(lambda: self.writer.flush())
-
-    def close(self):
-        """Close the event file."""
-        self._guard(lambda: self.writer.close())
-
-    def _guard(self, function, *args, what="TensorBoard"):
+    def start(self, net, val, step, usage=()):
+        """Write args.json and open TensorBoard after `step`: events of later steps, from before a resume, go."""
+        self.since = time.monotonic(), step
         if self.silent:
             return
+        write_json(os.path.join(self.path, "args.json"), vars(self.args))
+        with self._harmless("TensorBoard"):
+            self.writer = SummaryWriter(self.path, purge_step=max(step - self.warm_up, 0) + 1)
+            self.board = Dashboard(self.writer, net, val, self.args.nb_vis, usage)
+
+    def report(self, step, rate, means):
+        """Log the means since the last report. Curves begin after the warm-up, as upstream."""
+        then, since_step = self.since
+        self.since = time.monotonic(), step
+        speed = self.args.batch_size * (step - since_step) / (self.since[0] - then)
+        warm = step <= self.warm_up
+        name, iteration = ("Warmup", step) if warm else ("Train", step - self.warm_up)
+        self.log.info(f"{name} iter {iteration}: lr {rate:.6f} recons {means['L1']:.5f} vel {means['Vel']:.5f} "
+                      f"commit {means['Commit']:.5f} ppl {means['PPL']:.2f} codes used {means['Codebook_use']:.0%} "
+                      f"grad {means['Grad_norm']:.3f} | {speed:.0f} windows/s")
+        if not warm:
+            self._scalars("./Train/", {**means, "LR": rate, "Windows_per_s": speed}, iteration)
+
+    def report_validation(self, step, result):
+        """Log the metrics of a validation and draw its pictures."""
+        iteration = step - self.warm_up
+        text = f", FID {result['fid']:.4f}, top 1 {result['top1']:.3f}" if "fid" in result else ""
+        self.log.info(f"val after {iteration}: recons {result['recons']:.5f}, MPJPE {result['mpjpe']:.2f} mm "
+                      f"root-aligned, {result['mpjpe_global']:.1f} mm global, codes used {result['codes_used']:.0f}, "
+                      f"perplexity {result['perplexity']:.1f}{text}")
+        numbers = {TEST_TAGS.get(name, name): value for name, value in result.items()
+                   if isinstance(value, (int, float)) and name not in ("clips", "frames")}
+        self._scalars("./Test/", numbers, iteration)
+        if self.board:
+            with self._harmless("drawing"):
+                self.board.draw_validation(result, iteration)
+
+    def save_best(self, net, scores, best, step):
+        """Save net_best_NAME.pth for every score, {name: smaller is better}, below the one in `best`."""
+        for name, score in scores.items():
+            if score < best.get(name, float("inf")):
+                best[name] = score
+                self.save_network(f"net_best_{name}.pth", net, step, best)
+
+    def save_network(self, name, net, step, best):
+        """Save the network under a name."""
+        if not self.silent:
+            save_checkpoint(os.path.join(self.path, name), network_content(net, self.args, step, best))
+
+    def save_state(self, net, step, best, optimizer, scaler, meter, content):
+        """Save everything that a resume needs."""
+        if not self.silent:
+            usage = self.board.usage if self.board else []
+            save_state(self.path, whole_state(net, self.args, step, best, optimizer, scaler, meter,
+                                              usage=usage, content=content))
+
+    def finish(self):
+        """Write the flags beside the final metrics, and every drawn clip as vis_NAME.gif."""
+        if self.board:
+            with self._harmless("drawing"):
+                self.board.finish(self.args, self.path, self.log)
+
+    def close(self):
+        """Close log and events."""
+        if self.writer:
+            with self._harmless("TensorBoard"):
+                self.writer.close()
+        close_log(self.log)
+
+    def _scalars(self, prefix, values, iteration):
+        if self.writer:
+            with self._harmless("TensorBoard"):
+                for tag, value in values.items():
+                    self.writer.add_scalar(prefix + tag, value, iteration)
+
+    @contextmanager
+    def _harmless(self, what):
         try:
-            function(*args)
-        except Exception as error:  # whatever a writer raises: the promise is that training goes on
-            self.log.warning(f"{what}: {type(error).__name__}: {str(error).strip()[:200]}; training goes on")
-
-
-def _cut_history(path, keeps):
-    """Merge a run's event files into one that holds each kept event once, and sorts first whatever the clock says.
-
-    The flags and final metrics go: they are written at the end, and of several TensorBoard shows the first.
-    """
-    old = sorted(name for name in os.listdir(path) if name.startswith("events.out.tfevents."))
-
-    def write(file):
-        writer = RecordWriter(file)
-        for name in old:
-            for record in RawEventFileLoader(os.path.join(path, name)).Load():
-                event = Event.FromString(record)
-                if all(keeps(value.tag, event.step) and not value.tag.startswith("_hparams_/") for value in event.summary.value):
-                    writer.write(record)
-        writer.flush()
-
-    write_atomically(os.path.join(path, HISTORY), write)
-    for name in old:
-        if name != HISTORY:
-            os.remove(os.path.join(path, name))
+            yield
+        except Exception as error:  # whatever a writer or a picture raises: training goes on
+            self.log.warning(f"{what}: {type(error).__name__}: {str(error).strip()[:160]}; training goes on")

@@ -1,6 +1,6 @@
-"""One step of training: learning rate, losses, gradient, update. Which windows, when to look and what to save are the script's.
+"""One optimisation step: learning rate, losses, gradient, update. Nothing here waits for the device.
 
-Nothing here waits for the device. B windows, T frames, D features, C channels, K codes, R rows of latents.
+B windows, T frames, D features, C channels, K codes, R rows of latents.
 """
 import contextlib
 import copy
@@ -11,88 +11,110 @@ import torch.nn as nn
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.device import all_reduce, rank_and_world
+from utils.losses import ReConsLoss
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def learning_rate(step, args):
-    """Upstream's schedule as a function of the step, counted from 1 through warm-up and training.
+def warm_up_steps(args):
+    """Return the number of warm-up steps: --warm-up-iter less one, as upstream."""
+    return max(args.warm_up_iter - 1, 0)
 
-    Warm-up steps 1 … w-1 (w = --warm-up-iter) run at lr·(step+1)/(w+1); training starts from the rate the warm-up ended at, times gamma
-    for every milestone that training iteration step-(w-1) has passed.
+
+def learning_rate(step, args):
+    """Return upstream's learning rate at a step, counted from 1 through warm-up and training.
+
+    Warm-up steps 1 … w-1 (w = --warm-up-iter) run at lr·(step+1)/(w+1). Training starts from the rate the warm-up
+    ended at, times gamma for every milestone that training iteration step-(w-1) has passed.
     """
-    warm_up = max(args.warm_up_iter - 1, 0)
+    warm_up = warm_up_steps(args)
     if step <= warm_up:
         return args.lr * (step + 1) / (args.warm_up_iter + 1)
     base = args.lr * (warm_up + 1) / (args.warm_up_iter + 1) if warm_up else args.lr
     return base * args.gamma ** sum(step - warm_up > milestone for milestone in args.lr_scheduler)
 
 
-class Objective(nn.Module):
-    """Windows in, losses out: what is differentiated, compiled and wrapped for several ranks, around a net that stays as it is.
+def set_learning_rate(optimizer, step, args):
+    """Set the learning rate of a step; return it."""
+    rate = learning_rate(step, args)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    return rate
 
-    loss_fn: ReConsLoss. args: `commit`, `loss_vel` weigh the parts, `amp` (off | bf16 | fp16) is the convolutions' precision; quantizer,
-    statistics and losses are float32 whatever it is.
+
+class Objective(nn.Module):
+    """Windows in, losses out: the part of training that is differentiated, compiled and wrapped for several ranks.
+
+    The convolutions run in the precision of --amp; quantizer, statistics and losses stay float32.
     """
 
-    def __init__(self, net, loss_fn, args):
+    def __init__(self, net, args):
         super().__init__()
-        self.net, self.loss_fn = net, loss_fn
+        self.net = net
+        self.loss_fn = ReConsLoss(args.recons_loss, net.spec.joints, args.vel_slice)
         self.commit, self.loss_vel, self.amp = args.commit, args.loss_vel, AMP[args.amp]
 
     def forward(self, x):
-        """x (B, T, D) → recons, vel, commit and their weighted total, to descend on, (4,); rows (R, C), codes (R,) for the codebook's update."""
+        """x (B, T, D) → losses (4,): recons, vel, commit, weighted total; rows (R, C) and codes (R,)."""
         vqvae = self.net.vqvae
         with torch.autocast(x.device.type, self.amp, enabled=self.amp is not None):
-            z_e = vqvae.encoder(x.transpose(1, 2))                                      # (B, C, T/4)
+            z_e = vqvae.encoder(x.transpose(1, 2))                                  # (B, C, T/4)
             z_q, commit, rows, idx = vqvae.quantizer.look_up(z_e)
-            out = vqvae.decoder(z_q).transpose(1, 2)                                    # (B, T, D)
+            out = vqvae.decoder(z_q).transpose(1, 2)                                # (B, T, D)
         out = out.to(x.dtype)
-        recons, vel = self.loss_fn(out, x), self.loss_fn.forward_vel(out, x)
+        recons = self.loss_fn(out, x)
+        vel = self.loss_fn.forward_vel(out, x)
         total = recons + self.commit * commit + self.loss_vel * vel
         return torch.stack([recons, vel, commit, total]), rows, idx
 
 
-def build_objective(net, loss_fn, args, compiled=False):
-    """The Objective of args, compiled or not, its gradients averaged over the ranks where there are several."""
-    objective = Objective(net, loss_fn, args)
+def build_objective(net, args, compiled=False):
+    """Return the Objective of `net`, compiled if asked, with gradients averaged over the ranks."""
+    objective = Objective(net, args)
     if compiled:
         objective = torch.compile(objective, fullgraph=True)
     if rank_and_world()[1] > 1:
-        # codebook and statistics are no parameters: their update adds up over the ranks by itself
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, [name for name, _ in objective.named_buffers()])
         objective = DistributedDataParallel(objective, gradient_as_bucket_view=True)
     return objective
 
 
-def train_step(objective, net, optimizer, scaler, chunks, halted):
-    """One step on this rank's windows, given as equal parts (B, T, D) on the device. optimizer: fused; scaler: GradScaler, enabled for fp16.
+@torch.no_grad()
+def init_codebook(net, parts):
+    """Fill an empty codebook from the first batch's micro-batches (B, T, D)."""
+    encoder = copy.deepcopy(net.vqvae.encoder)  # a copy, so that batch norm sees this batch once
+    quantizer = net.vqvae.quantizer
+    quantizer.fill(torch.cat([quantizer.to_rows(encoder(x.transpose(1, 2))) for x in parts]))
 
-    A loss, latent or gradient that is not finite, on any rank, moves neither weights nor codebook, nor does anything once `halted` () bool.
-    Returns a namespace, over the whole batch of all ranks: values (4,) as of Objective, counts (K,) of the codes, the gradient's norm (),
-    refused () bool. Everything is decided on the device.
+
+def train_step(objective, net, optimizer, scaler, parts):
+    """Run one optimisation step on this rank's micro-batches, equal tensors (B, T, D) on the device.
+
+    optimizer: fused. scaler: GradScaler, enabled for fp16. If the loss or the gradient of any rank is not finite,
+    weights and codebook stay unchanged; that is decided on the device.
+    Returns a namespace over the whole batch: losses (4,) as of Objective, counts (K,) of the codes, perplexity (),
+    gradient norm (), refused () bool, and bad () bool: refused for another reason than fp16's loss scale.
     """
     quantizer, world = net.vqvae.quantizer, rank_and_world()[1]
     if not quantizer.filled:
-        with torch.no_grad():  # a copy, so that batch norm sees this batch once
-            encoder = copy.deepcopy(net.vqvae.encoder)
-            quantizer.fill(torch.cat([quantizer.to_rows(encoder(x.transpose(1, 2))) for x in chunks]))
+        init_codebook(net, parts)
     optimizer.zero_grad(set_to_none=True)
-    values, seen = 0, []
-    for n, x in enumerate(chunks, 1):
-        with objective.no_sync() if world > 1 and n < len(chunks) else contextlib.nullcontext():
-            part, rows, idx = objective(x)
-            # the gradient tells every rank: an infinite smooth L1 alone has a finite one
-            gate = torch.where(torch.isfinite(part[-1].detach()) & ~halted, 1.0, float("nan"))
-            scaler.scale(part[-1] * gate / len(chunks)).backward()
-        values = values + part.detach() / (len(chunks) * world)
-        seen.append((rows, idx))
+    losses, rows, idx = [], [], []
+    for x in parts:
+        waits = world > 1 and len(losses) + 1 < len(parts)  # the last micro-batch averages the gradient over the ranks
+        with objective.no_sync() if waits else contextlib.nullcontext():
+            part = objective(x)
+            scaler.scale(part[0][-1] / len(parts)).backward()
+        losses.append(part[0].detach())
+        rows.append(part[1])
+        idx.append(part[2])
     scaler.unscale_(optimizer)
     norm = torch.nn.utils.get_total_norm([p.grad for p in net.parameters() if p.grad is not None])
-    refused = ~torch.isfinite(norm)
-    rows, idx = seen[0] if len(seen) == 1 else map(torch.cat, zip(*seen))
-    counts = quantizer.update(rows, idx, refused)
-    optimizer.found_inf = refused.float()
-    scaler.step(optimizer)
+    loss = all_reduce(torch.stack(losses).mean(0) / world)
+    bad = ~torch.isfinite(loss[-1])
+    refused = bad | ~torch.isfinite(norm)
+    counts = quantizer.update(torch.cat(rows), torch.cat(idx), refused)
+    optimizer.found_inf = refused.float()  # a fused optimizer skips the step where this is 1
+    optimizer.step()
     scaler.update()
-    return SimpleNamespace(values=all_reduce(values), counts=counts, norm=norm, refused=refused)
+    return SimpleNamespace(losses=loss, counts=counts, perplexity=quantizer.perplexity(counts), norm=norm,
+                           refused=refused, bad=bad if scaler.is_enabled() else refused)

@@ -1,5 +1,6 @@
 """Where to run, how precisely, and on how many ranks."""
 import os
+import time
 
 import torch
 import torch.distributed as dist
@@ -8,9 +9,9 @@ from utils.errors import UserError
 
 
 def pick_device(name):
-    """torch.device of --device (auto | cpu | cuda | mps); raises UserError for one that is not there.
+    """Return the torch.device of a name: auto, cpu, cuda or mps.
 
-    On CUDA each process of a torchrun takes the device of its LOCAL_RANK.
+    On CUDA each process of a torchrun takes the device of its LOCAL_RANK. Raises UserError for one that is not there.
     """
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
@@ -21,40 +22,56 @@ def pick_device(name):
         return torch.device(name)
     index = int(os.environ.get("LOCAL_RANK", 0))
     if index >= torch.cuda.device_count():
-        raise UserError(f"process {index} of this machine has no CUDA device; start {torch.cuda.device_count()} with --nproc-per-node")
+        count = torch.cuda.device_count()
+        raise UserError(f"process {index} of this machine has no CUDA device; start {count} with --nproc-per-node")
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 
 
-def set_precision(args, device):
-    """What --tf32 asks for; everything that is repeatable. Raises UserError for what the device cannot do."""
+def set_precision(device, tf32=False):
+    """Make convolutions repeatable and, on CUDA, set TF32 on or off. Raises UserError for TF32 elsewhere."""
     torch.backends.cudnn.deterministic = True
-    for flag, given in (("--tf32", args.tf32), ("--data-device", args.data_device != "auto")):
-        if given and device.type != "cuda":
-            raise UserError(f"{flag} acts only on CUDA, and this run is on {device.type}; leave it out")
+    if tf32 and device.type != "cuda":
+        raise UserError(f"--tf32 acts only on CUDA, and this run is on {device.type}; leave it out")
     if device.type == "cuda":
-        torch.backends.cudnn.conv.fp32_precision = "tf32" if args.tf32 else "ieee"
+        torch.backends.cudnn.conv.fp32_precision = "tf32" if tf32 else "ieee"
         torch.backends.cuda.matmul.fp32_precision = "ieee"  # the quantizer's distances
 
 
+def is_slow_in_bf16(device):
+    """Return whether bfloat16 convolutions take longer than float32 ones here. Measures for some milliseconds."""
+    if device.type == "cuda":
+        return not torch.cuda.is_bf16_supported(including_emulation=False)
+    seconds = []
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.ones(4, 128, 64, dtype=dtype, device=device)
+        weight = torch.ones(128, 128, 3, dtype=dtype, device=device)
+        torch.nn.functional.conv1d(x, weight).sum().item()  # the first call prepares the kernel
+        start = time.perf_counter()
+        for _ in range(3):
+            torch.nn.functional.conv1d(x, weight).sum().item()
+        seconds.append(time.perf_counter() - start)
+    return seconds[1] > 1.5 * seconds[0]
+
+
 def can_compile(device):
-    """None where torch.compile works on the device, else why it does not, in one line."""
+    """Return None where torch.compile works on the device, else why not, in one line."""
     try:
         torch.compile(lambda x: x + 1)(torch.ones(8, device=device))
     except (RuntimeError, OSError, ImportError) as error:  # no C++ compiler, no Triton, …
-        return " ".join(str(error).split())[:160]
+        return " ".join(str(error).split())[:100]
     return None
 
 
 def rank_and_world():
-    """(rank, number of ranks) of this process."""
+    """Return (rank, number of ranks) of this process."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
 
 def all_reduce(tensor):
-    """Sum over the ranks, in place; the tensor itself."""
+    """Sum a tensor over the ranks, in place, and return it."""
     if rank_and_world()[1] > 1:
         dist.all_reduce(tensor)
     return tensor

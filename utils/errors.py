@@ -5,7 +5,14 @@ import sys
 
 
 class UserError(Exception):
-    """A mistake in the input: its text is one clear line (what was found, where, what was expected, what to do)."""
+    """A mistake in the input, as one line of at most 200 characters: what was found, where, what to do.
+
+    details: more lines, for the log.
+    """
+
+    def __init__(self, message, details=()):
+        super().__init__(message)
+        self.details = list(details)
 
 
 def exit_cleanly(main):

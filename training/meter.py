@@ -1,0 +1,43 @@
+"""Running totals between two log lines, kept on the device to avoid synchronising every step."""
+import torch
+
+MEANS = ("L1", "Vel", "Commit", "PPL", "Grad_norm")  # averaged between log lines, under these TensorBoard tags
+
+
+class Meter:
+    """Means of the steps since the last log line, the codes they used, and the first step that was not finite."""
+
+    def __init__(self, nb_code, device):
+        self.dtype = torch.float32 if device.type == "mps" else torch.float64
+        self.sums = torch.zeros(len(MEANS) + 1, dtype=self.dtype, device=device)  # of MEANS, and the number of steps
+        self.used = torch.zeros(nb_code, dtype=torch.bool, device=device)
+        self.bad = torch.zeros((), dtype=torch.int64, device=device)
+
+    def add(self, step, result):
+        """Add what `train_step` returned for a step. Refused steps do not count."""
+        row = [*result.losses[:3], result.perplexity, result.norm, torch.ones_like(result.norm)]
+        self.sums += torch.where(result.refused, 0, torch.stack(row).to(self.dtype))
+        self.used |= result.counts > 0
+        self.bad += torch.where(result.bad & (self.bad == 0), step, 0)
+
+    def bad_step(self):
+        """Return the first step with a non-finite loss, latent or gradient, or 0. Waits for the device."""
+        return int(self.bad)
+
+    def read(self):
+        """Return {tag: mean} since the last call and start anew; None if every step was refused."""
+        sums, use = self.sums.tolist(), self.used.float().mean().item()
+        self.sums.zero_()
+        self.used.zero_()
+        if not sums[-1]:
+            return None
+        return {**{tag: value / sums[-1] for tag, value in zip(MEANS, sums)}, "Codebook_use": use}
+
+    def state_dict(self):
+        """Return the totals as tensors."""
+        return {"sums": self.sums, "used": self.used}
+
+    def load_state_dict(self, state):
+        """Take over the totals of `state_dict`."""
+        self.sums.copy_(state["sums"])
+        self.used.copy_(state["used"])

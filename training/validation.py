@@ -1,0 +1,62 @@
+"""Metrics of the validation split while a run trains."""
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from dataset.dataset_TM_eval import draw, load_captioned
+from dataset.motion_folder import load_split
+from evaluation.evaluate import evaluate_clips, select_clips
+from evaluation.text import evaluate_text
+from models.evaluator_wrapper import find_missing, load_extractors
+from utils.motion_spec import MAX_EVAL_FRAMES
+
+BATCH = 32  # captioned clips in a batch of R-precision
+
+
+def load_validation(args, root, net, log):
+    """Return the val split: its `clips` and, where the extractors' files are, `extractors` and `captioned` clips.
+
+    Returns None, and says why in the log, where there is no clip to evaluate.
+    """
+    spec = net.spec
+    if not os.path.exists(os.path.join(root, "val.txt")):
+        log.warning(f"No validation: {root}/val.txt does not exist.")
+        return None
+    clips = load_split(root, "val", spec, net.mean, net.std, args.skip_bad_clips, cache=not args.no_cache)
+    if not len(select_clips(clips, spec)[0]):
+        log.warning(f"No validation: {root}/val.txt has no clip of {spec.min_eval_frames} to "
+                    f"{MAX_EVAL_FRAMES - 1} frames.")
+        return None
+    val = SimpleNamespace(clips=clips, extractors=None)
+    folder, glove, missing = find_missing(spec, args.evaluator_dir, args.glove_dir)
+    if missing:
+        log.info(f"Validation without FID and R-precision: {missing[0]}"
+                 + (f" (and {len(missing) - 1} more files)" if len(missing) > 1 else ""))
+        return val
+    extractors = load_extractors(spec, folder, glove)
+    captioned = load_captioned(clips, Path(root, "texts"), spec, extractors.vectorizer)
+    if len(captioned.clip) < BATCH:
+        log.warning(f"Validation without FID and R-precision: {len(captioned.clip)} captioned clips, needs {BATCH}.")
+        return val
+    val.extractors, val.captioned = extractors, captioned
+    return val
+
+
+def validate(net, val, step, args):
+    """Return the metrics of the validation split as {name: number}, and `counts` and `joints`, over all ranks."""
+    result = evaluate_clips(net, val.clips, net.spec, net.mean, net.std, loss=args.recons_loss)
+    if val.extractors:
+        draws = [draw(val.captioned, np.random.default_rng([args.seed, step]))]
+        result.update(evaluate_text(net, val.clips, val.captioned, draws, val.extractors, args.seed))
+    return result
+
+
+def best_scores(result):
+    """Return {name: score} of a validation, smaller is better: upstream's net_best_NAME.pth hold the smallest."""
+    scores = {"mpjpe": result["mpjpe"]}
+    if "fid" in result:
+        scores.update(fid=result["fid"], div=abs(result["diversity"] - result["diversity_real"]),
+                      top1=-result["top1"], matching=result["matching_score"])
+    return scores
