@@ -23,7 +23,6 @@ from tqdm import tqdm
 
 from dataset.dataset_VQ import WindowFeed
 from dataset.motion_folder import find_clips, find_statistics, load_split
-from models.vqvae import HumanVQVAE
 from training.checkpoint import restore
 from training.distributed import Signals, check_ranks, from_rank_zero, rank_zero_first, start_ranks
 from training.meter import Meter
@@ -51,7 +50,7 @@ def load_data(args, net, log):
     clips = load_split(root, "train", spec, net.mean, net.std, args.skip_bad_clips, cache=not args.no_cache)
     feed = WindowFeed(clips, args.window_size, args.batch_size, args.seed)
     log.info(f"{args.dataname}: {len(feed)} training clips, {clips.offsets[-1]} frames, from {root}; "
-             f"{feed.too_short} shorter than a window of {args.window_size}, {len(clips.bad)} bad clips left out")
+             f"{feed.too_short} shorter than {args.window_size} frames, {len(clips.bad)} bad ones left out")
     for message in [*clips.bad, *([clips.warning] if clips.warning else [])]:
         log.warning(message)
     return clips, feed, load_validation(args, root, net, log)
@@ -139,7 +138,8 @@ def train(args, run, device, rank, world):
             if saves:
                 run.save_state(net, step, best, optimizer, scaler, meter, clips.content)
             if stop:
-                run.log.info(f"Stopped by {signal.Signals(stop).name} after step {step}; go on with --resume auto.")
+                name = signal.Signals(stop).name
+                run.log.info(f"Stopped by {name} after step {step}; go on with --resume auto.")
                 return 128 + stop
     run.finish()
     run.log.info(f"Done: {last} steps; weights in {run.path}/net_last.pth.")
@@ -161,8 +161,8 @@ def describe(net, args, device, world, start, last):
     """Return a line on the network, the device and the steps to do."""
     size = sum(p.numel() for p in net.parameters()) / 1e6
     where = f"{world} ranks on {device}" if world > 1 else device
-    return (f"{args.quantizer} codebook of {args.nb_code} × {args.code_dim}, {size:.2f} M parameters, {where}, "
-            f"steps {start + 1} to {last} ({warm_up_steps(args)} of warm-up)")
+    return (f"{args.quantizer} codebook of {args.nb_code} × {args.code_dim}, {size:.2f} M parameters, "
+            f"{where}, steps {start + 1} to {last} ({warm_up_steps(args)} of warm-up)")
 
 
 def describe_bad_step(step, clips, feed):

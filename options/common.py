@@ -1,4 +1,7 @@
-"""What the command lines share: argument types, the @file parser, and groups of flags. Imports nothing slow."""
+"""What the command lines share: argument types, the @file parser, and groups of flags.
+
+Imports nothing slow.
+"""
 import argparse
 import math
 import re
@@ -11,7 +14,7 @@ QUANTIZERS = ("ema_reset", "orig", "ema", "reset")
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that refuses with one line and reads `@file` recipes of several words a line and # comments."""
+    """A parser that refuses with one line and reads `@file` recipes with # comments."""
 
     def __init__(self, **kwargs):
         super().__init__(fromfile_prefix_chars="@", allow_abbrev=False,
@@ -72,9 +75,9 @@ def add_data_flags(parser, dataname="t2m"):
     group.add_argument("--dataname", choices=DATASETS, default=dataname,
                        help="HumanML3D (22 joints, 263 features), KIT-ML (21, 251), or the demo set (as t2m)")
     group.add_argument("--data-root", metavar="DIR", default=None,
-                       help="folder in the HumanML3D layout; None: dataset/HumanML3D, dataset/KIT-ML or dataset/demo")
+                       help="folder in the HumanML3D layout; None: HumanML3D, KIT-ML or demo in dataset/")
     group.add_argument("--meta-dir", metavar="DIR", default=None,
-                       help="folder of mean.npy and std.npy; None: the evaluator's meta folder, else the data folder")
+                       help="folder of mean.npy and std.npy; None: the evaluator's, else the data folder")
     group.add_argument("--skip-bad-clips", action="store_true",
                        help="leave out missing, unreadable or non-finite clips instead of stopping")
     group.add_argument("--no-cache", action="store_true",
@@ -94,7 +97,7 @@ def add_extractor_flags(parser):
     """Add the folders of the official extractors; returns their group."""
     group = parser.add_argument_group("extractors (FID, diversity, R-precision, matching score)")
     group.add_argument("--evaluator-dir", metavar="DIR", default=None,
-                       help="folder of text_mot_match/model/finest.tar; None: checkpoints/t2m or checkpoints/kit")
+                       help="folder of text_mot_match/model/finest.tar; None: checkpoints/t2m (or kit)")
     group.add_argument("--glove-dir", metavar="DIR", default=None,
                        help="folder of our_vab_data.npy, our_vab_words.pkl and our_vab_idx.pkl; None: glove")
     return group
@@ -107,7 +110,7 @@ def add_checkpoint_flags(parser, several=False):
     """
     many = "+" if several else None
     parser.add_argument("checkpoints", nargs="*", metavar="CHECKPOINT",
-                        help="a run folder, net_last.pth of a run, upstream's net_last.pth, or an exported folder")
+                        help="run folder, net_last.pth of a run or of upstream, or exported folder")
     parser.add_argument("--resume-pth", nargs=many, metavar="CHECKPOINT", default=None,
                         help="the same, under upstream's name")
     group = parser.add_argument_group("network of a checkpoint that records none (upstream's)")
@@ -115,7 +118,7 @@ def add_checkpoint_flags(parser, several=False):
     group.add_argument("--vq-norm", type=norm, metavar="none|LN|GN|BN", default=argparse.SUPPRESS,
                        help="normalisation; LN and GN look alike in such a file (default: LN)")
     group.add_argument("--dilation-growth-rate", type=COUNT, default=None, help="dilation growth; None: 3")
-    group.add_argument("--quantizer", choices=QUANTIZERS, default=None, help="quantizer; None: ema_reset or orig")
+    group.add_argument("--quantizer", choices=QUANTIZERS, default=None, help="None: ema_reset or orig")
     return group
 
 

@@ -1,13 +1,26 @@
 """The flags of `train_vq.py` and the combinations that cannot work (T2M-GPT options/option_vq.py)."""
 import argparse
 
-from options.common import (ACTIVATIONS, COUNT, POSITIVE, QUANTIZERS, SEED, SHARE, WEIGHT, Parser, add_data_flags,
-                            add_device_flag, add_extractor_flags, norm, number)
+from options.common import (
+    ACTIVATIONS,
+    COUNT,
+    POSITIVE,
+    QUANTIZERS,
+    SEED,
+    SHARE,
+    WEIGHT,
+    Parser,
+    add_data_flags,
+    add_device_flag,
+    add_extractor_flags,
+    norm,
+    number,
+)
 
 RATIO = 2  # each of the --down-t steps halves the frame rate
 # what makes a network, in the order of HumanVQVAE's constructor: every checkpoint records it
-NETWORK = ("dataname", "quantizer", "mu", "beta", "nb_code", "code_dim", "output_emb_width", "down_t", "stride_t",
-           "width", "depth", "dilation_growth_rate", "vq_act", "vq_norm")
+NETWORK = ("dataname", "quantizer", "mu", "beta", "nb_code", "code_dim", "output_emb_width", "down_t",
+           "stride_t", "width", "depth", "dilation_growth_rate", "vq_act", "vq_norm")
 DEAD_FLAGS = {  # upstream's flags that nothing reads
     "--results-dir": "pictures go to TensorBoard and the run folder (--nb-vis)",
     "--visual-name": "pictures go to TensorBoard and the run folder (--nb-vis)",
@@ -36,12 +49,15 @@ def add_network_flags(parser):
     group.add_argument("--depth", type=COUNT, default=3, help="residual blocks at each frame rate")
     group.add_argument("--dilation-growth-rate", type=COUNT, default=3,
                        help="factor by which the dilation grows from block to block")
-    group.add_argument("--output-emb-width", type=COUNT, default=512, help="channels of the latents; equals --code-dim")
-    group.add_argument("--vq-act", choices=ACTIVATIONS, default="relu", help="activation in the residual blocks")
+    group.add_argument("--output-emb-width", type=COUNT, default=512,
+                       help="channels of the latents; equals --code-dim")
+    group.add_argument("--vq-act", choices=ACTIVATIONS, default="relu",
+                       help="activation of the residual blocks")
     group.add_argument("--vq-norm", type=norm, default=None, metavar="none|LN|GN|BN",
                        help="normalisation in the residual blocks")
     group = parser.add_argument_group("quantizer")
-    group.add_argument("--quantizer", choices=QUANTIZERS, default="ema_reset", help="how the codebook is learnt")
+    group.add_argument("--quantizer", choices=QUANTIZERS, default="ema_reset",
+                       help="how the codebook is learnt")
     group.add_argument("--mu", type=SHARE, default=0.99, help="decay of the EMA statistics (ema, ema_reset)")
     group.add_argument("--beta", type=WEIGHT, default=1.0, help="weight of the commitment term (orig)")
 
@@ -54,16 +70,16 @@ def add_step_flags(parser):
     group.add_argument("--commit", type=WEIGHT, default=0.02, help="weight of the commitment loss")
     group.add_argument("--loss-vel", type=WEIGHT, default=0.5, help="weight of the loss over --vel-slice")
     group.add_argument("--vel-slice", choices=("positions", "velocities"), default="positions",
-                       help="features under --loss-vel; upstream's slice holds the joint positions, despite its name")
+                       help="features under --loss-vel; upstream's slice is the joint positions")
     group = parser.add_argument_group("speed")
-    group.add_argument("--tf32", action="store_true", help="convolutions in TF32 on CUDA: faster, 10-bit mantissa")
-    group.add_argument("--compile", action="store_true", help="compile forward and backward with torch.compile")
+    group.add_argument("--tf32", action="store_true", help="convolutions in TF32 on CUDA (faster, less exact)")
+    group.add_argument("--compile", action="store_true", help="compile with torch.compile")
 
 
 def add_schedule_flags(parser):
     """Add the flags of batches and learning rate."""
     group = parser.add_argument_group("optimisation")
-    group.add_argument("--batch-size", type=COUNT, default=256, help="windows in a step, over all ranks together")
+    group.add_argument("--batch-size", type=COUNT, default=256, help="windows per step, over all ranks")
     group.add_argument("--window-size", type=COUNT, default=64, help="frames in a window")
     group.add_argument("--total-iter", type=COUNT, default=300000, help="iterations after the warm-up")
     group.add_argument("--warm-up-iter", type=number(int, 0), default=1000,
@@ -71,7 +87,7 @@ def add_schedule_flags(parser):
     group.add_argument("--lr", type=POSITIVE, default=2e-4, help="learning rate")
     group.add_argument("--lr-scheduler", type=COUNT, nargs="+", default=[200000], metavar="ITER",
                        help="milestones: iterations after which the learning rate decays")
-    group.add_argument("--gamma", type=POSITIVE, default=0.05, help="learning-rate decay factor at each milestone")
+    group.add_argument("--gamma", type=POSITIVE, default=0.05, help="learning-rate decay at each milestone")
     group.add_argument("--weight-decay", type=WEIGHT, default=0.0, help="AdamW's weight decay")
     group.add_argument("--seed", type=SEED, default=123, help="random seed")
     group.add_argument("--amp", choices=("off", "bf16", "fp16"), default="off",
@@ -96,9 +112,9 @@ def add_run_flags(parser):
     group.add_argument("--resume", choices=("auto",), default=None,
                        help="go on with the run in the run folder, or start it if there is none")
     group.add_argument("--resume-pth", metavar="CHECKPOINT", default=None,
-                       help="state_*.pth: resume exactly; any other checkpoint, upstream's too: start from its weights")
-    group.add_argument("--overwrite", action="store_true", help="remove the run in the run folder and start anew")
-    group.add_argument("--force", action="store_true", help="resume although flags that change the result differ")
+                       help="state_*.pth resumes exactly; another checkpoint gives the weights to start from")
+    group.add_argument("--overwrite", action="store_true", help="remove the folder's run and start anew")
+    group.add_argument("--force", action="store_true", help="resume although flags differ")
 
 
 def get_args_parser(argv=None):
@@ -106,8 +122,8 @@ def get_args_parser(argv=None):
 
     The result's `given` lists the flags that the command line names, of those that make a network.
     """
-    parser = Parser(prog="train_vq.py",
-                    description="Train the motion VQ-VAE. @FILE reads flags from a recipe, e.g. @options/t2m.args.")
+    parser = Parser(prog="train_vq.py", description="Train the motion VQ-VAE. @FILE reads flags "
+                    "from a recipe, e.g. @options/t2m.args.")
     add_data_flags(parser)
     add_device_flag(parser)
     add_network_flags(parser)
@@ -116,7 +132,8 @@ def get_args_parser(argv=None):
     add_extractor_flags(parser)
     add_run_flags(parser)
     for flag in DEAD_FLAGS:
-        parser.add_argument(flag, action=DeadFlag, nargs="?", help=argparse.SUPPRESS, default=argparse.SUPPRESS)
+        parser.add_argument(flag, action=DeadFlag, nargs="?", default=argparse.SUPPRESS,
+                            help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     args.given = given_flags(parser, argv, NETWORK)
     parser.refuse(*network_problems(args), *training_problems(args))
@@ -140,7 +157,7 @@ def network_problems(args):
          f"--output-emb-width {args.output_emb_width} differs from --code-dim {args.code_dim}: "
          "latents and codes have one width"),
         (args.window_size % unit != 0,
-         f"--window-size {args.window_size} is not a multiple of {unit} (2 ** --down-t): the last frames would be lost"),
+         f"--window-size {args.window_size} is not a multiple of {unit} (2 ** --down-t); use one"),
         (args.vq_norm == "GN" and args.width % 32 != 0,
          f"--vq-norm GN needs a --width divisible by its 32 groups, not {args.width}"),
         (args.vq_norm == "BN" and args.window_size == unit and args.batch_size == 1,

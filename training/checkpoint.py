@@ -11,13 +11,16 @@ LAST, PREVIOUS, NEXT = "state_last.pth", "state_prev.pth", "state_next.pth"
 
 
 def save_checkpoint(path, checkpoint):
-    """Write a checkpoint of tensors and primitives atomically. Raises UserError where it cannot be written."""
+    """Write a checkpoint of tensors and primitives atomically.
+
+    Raises UserError where it cannot be written.
+    """
     try:
         with atomic_write(path, flush=True) as file:
             torch.save(checkpoint, file)
     except RuntimeError as error:  # so torch reports a full disk
         reason = " ".join(str(error).split())[:80]
-        raise UserError(f"{path}: cannot be saved ({reason}); free space and go on with --resume auto") from None
+        raise UserError(f"{path}: cannot be saved ({reason}); free space, then --resume auto") from None
 
 
 def save_state(folder, state):
@@ -41,8 +44,8 @@ def find_state(folder, log):
         except UserError as error:
             log.warning(f"cannot read a state: {error}")
     if names:
-        raise UserError(f"{folder}: no state can be read; start from net_last.pth with --resume-pth, or anew with "
-                        "--overwrite")
+        raise UserError(f"{folder}: no state can be read; start from net_last.pth with --resume-pth, "
+                        "or anew with --overwrite")
     return None
 
 
@@ -56,13 +59,16 @@ def network_content(net, args, step, best):
 def whole_state(net, args, step, best, optimizer, scaler, meter, **more):
     """Return what state_*.pth holds: everything that an exact resume needs."""
     cuda = next(net.parameters()).is_cuda
-    return dict(network_content(net, args, step, best), optimizer=optimizer.state_dict(), scaler=scaler.state_dict(),
-                totals=meter.state_dict(), rng=torch.get_rng_state(),
+    return dict(network_content(net, args, step, best), optimizer=optimizer.state_dict(),
+                scaler=scaler.state_dict(), totals=meter.state_dict(), rng=torch.get_rng_state(),
                 rng_cuda=torch.cuda.get_rng_state() if cuda else None, **more)
 
 
 def restore(state, optimizer, scaler, meter):
-    """Put optimizer, loss scale, running totals and random numbers back. Returns the step and the best metrics."""
+    """Put optimizer, loss scale, running totals and random numbers back.
+
+    Returns the step and the best metrics.
+    """
     optimizer.load_state_dict(state["optimizer"])
     if state.get("scaler") and scaler.is_enabled():
         scaler.load_state_dict(state["scaler"])

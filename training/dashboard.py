@@ -1,7 +1,4 @@
-"""Pictures of a run's validations in TensorBoard: clips in motion, codebook use, codes, errors; GIF files at the end.
-
-Nothing here draws random numbers or trains.
-"""
+"""Pictures of a run's validations in TensorBoard, and GIF files at its end. No random number is drawn."""
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,9 +14,9 @@ from visualize.skeleton import frame_error, unit_in_metres
 
 CARD = 350  # pixels: the width of a picture's card in TensorBoard, which scales without smoothing
 FINAL = ("mpjpe", "mpjpe_global", "recons", "perplexity", "fid", "top1")  # shown beside the flags
-SETTINGS = ("dataname", "quantizer", "nb_code", "code_dim", "width", "depth", "down_t", "dilation_growth_rate", "vq_act",
-            "vq_norm", "mu", "beta", "batch_size", "window_size", "total_iter", "warm_up_iter", "lr", "gamma",
-            "weight_decay", "commit", "loss_vel", "vel_slice", "recons_loss", "seed", "amp")
+SETTINGS = ("quantizer", "nb_code", "code_dim", "width", "depth", "down_t", "dilation_growth_rate",
+            "vq_act", "vq_norm", "mu", "batch_size", "window_size", "total_iter", "warm_up_iter", "lr", "gamma", "commit",
+            "loss_vel", "vel_slice", "recons_loss", "seed", "amp")
 
 
 def pick_clips(clips, spec, count, unit=UNIT_LENGTH):
@@ -35,14 +32,15 @@ def pick_clips(clips, spec, count, unit=UNIT_LENGTH):
 class Dashboard:
     """The pictures of one run.
 
-    net: HumanVQVAE with mean and std. val: None, or a validation split with `clips`. count: clips to draw, 0 for none.
-    usage: [(iteration, counts (K,) int32)] of every validation so far; the saved state carries it.
+    net: HumanVQVAE with mean and std. val: None, or a validation split with `clips`. count: clips to draw, 0
+    for none. usage: [(iteration, counts (K,) int32)] of every validation so far; the saved state carries it.
     """
 
     def __init__(self, writer, net, val, count, usage=()):
         self.writer, self.net, self.usage = writer, net, list(usage)
         self.originals = self.result = None
-        self.clips = pick_clips(val.clips, net.spec, count, max(UNIT_LENGTH, 2 ** net.down_t)) if val and count else None
+        unit = max(UNIT_LENGTH, 2 ** net.down_t)
+        self.clips = pick_clips(val.clips, net.spec, count, unit) if val and count else None
 
     def draw_validation(self, result, iteration):
         """Draw what `evaluate_clips` returned, and the picked clips."""
@@ -52,15 +50,18 @@ class Dashboard:
             steps, counts = zip(*self.usage)
             errors = {joint: aligned for joint, (aligned, _) in result["joints"].items()}
             title = f"root-aligned error, {result['mpjpe']:.1f} mm after {iteration}"
-            self._image("codebook_use", usage_figure(torch.stack(counts).numpy(), steps, width=CARD), iteration)
-            self._image("joint_errors", bar_figure(list(errors), list(errors.values()), title, width=CARD), iteration)
+            usage = usage_figure(torch.stack(counts).numpy(), steps, width=CARD)
+            self._image("codebook_use", usage, iteration)
+            bars = bar_figure(list(errors), list(errors.values()), title, width=CARD)
+            self._image("joint_errors", bars, iteration)
             self._draw_clips(iteration)
 
     def finish(self, args, path, log):
-        """Write the settings beside the final metrics, and each clip beside its original as PATH/vis_NAME.gif."""
+        """Write the settings beside the final metrics, and each clip as PATH/vis_NAME.gif."""
         settings = {name: value if isinstance(value, (int, float)) else str(value)
                     for name, value in vars(args).items() if name in SETTINGS}
-        metrics = {f"Final/{name}": self.result[name] for name in FINAL if self.result and name in self.result}
+        result = self.result or {}
+        metrics = {f"Final/{name}": result[name] for name in FINAL if name in result}
         self.writer.add_hparams(settings, metrics, run_name=".", global_step=args.total_iter)
         if not self.clips:
             return

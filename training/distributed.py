@@ -1,4 +1,7 @@
-"""The ranks of a run that torchrun started, and stopping all of them at the same step. One process is rank 0 of 1."""
+"""The ranks of a run that torchrun started, and stopping all of them at the same step.
+
+One process is rank 0 of 1.
+"""
 import atexit
 import os
 import signal
@@ -30,7 +33,7 @@ def check_ranks(args, world):
         raise UserError(f"--batch-size {args.batch_size} does not divide by {world} ranks × --grad-accum "
                         f"{args.grad_accum}; use a multiple of {parts}")
     if world > 1 and args.vq_norm == "BN":
-        raise UserError("--vq-norm BN cannot work on several ranks: each would normalise its own windows; use LN or GN")
+        raise UserError("--vq-norm BN cannot work on several ranks: use LN or GN")
 
 
 def from_rank_zero(value):
@@ -54,7 +57,7 @@ def rank_zero_first():
 
 
 class Signals:
-    """Record the first SIGINT, SIGTERM or SIGUSR1 so that the loop can stop cleanly; a second one acts as usual."""
+    """Record the first SIGINT, SIGTERM or SIGUSR1 for a clean stop; a second one acts as usual."""
 
     def __init__(self):
         self.first, self.since = 0, 0.0
@@ -71,7 +74,8 @@ class Signals:
         if not self.first:
             self.first, self.since = number, time.monotonic()
         elif rank_and_world()[1] == 1 or time.monotonic() > self.since + 1:
-            # torchrun forwards a Ctrl-C that the ranks have already received: within a second it is the same one
+            # torchrun forwards a Ctrl-C that the ranks have already received: within a second it is the same
+            # one
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 

@@ -1,15 +1,15 @@
 """Running totals between two log lines, kept on the device to avoid synchronising every step."""
 import torch
 
-MEANS = ("L1", "Vel", "Commit", "PPL", "Grad_norm")  # averaged between log lines, under these TensorBoard tags
+MEANS = ("L1", "Vel", "Commit", "PPL", "Grad_norm")  # TensorBoard tags of what is averaged
 
 
 class Meter:
-    """Means of the steps since the last log line, the codes they used, and the first step that was not finite."""
+    """Means since the last log line, the codes used, and the first step that was not finite."""
 
     def __init__(self, nb_code, device):
         self.dtype = torch.float32 if device.type == "mps" else torch.float64
-        self.sums = torch.zeros(len(MEANS) + 1, dtype=self.dtype, device=device)  # of MEANS, and the number of steps
+        self.sums = torch.zeros(len(MEANS) + 1, dtype=self.dtype, device=device)  # MEANS, number of steps
         self.used = torch.zeros(nb_code, dtype=torch.bool, device=device)
         self.bad = torch.zeros((), dtype=torch.int64, device=device)
 
@@ -25,13 +25,12 @@ class Meter:
         return int(self.bad)
 
     def read(self):
-        """Return {tag: mean} since the last call and start anew; None if every step was refused."""
+        """Return {tag: mean} since the last call and start anew; NaN if every step was refused."""
         sums, use = self.sums.tolist(), self.used.float().mean().item()
         self.sums.zero_()
         self.used.zero_()
-        if not sums[-1]:
-            return None
-        return {**{tag: value / sums[-1] for tag, value in zip(MEANS, sums)}, "Codebook_use": use}
+        count = sums[-1] or float("nan")
+        return {**{tag: value / count for tag, value in zip(MEANS, sums)}, "Codebook_use": use}
 
     def state_dict(self):
         """Return the totals as tensors."""

@@ -4,8 +4,8 @@ from options.option_vq import NETWORK
 from utils.errors import UserError
 
 # flags that may differ between a run and its resumption: they do not change what is computed
-FREE_FLAGS = {"data_root", "meta_dir", "no_cache", "out_dir", "exp_name", "print_iter", "eval_iter", "save_iter", "resume",
-              "resume_pth", "overwrite", "force", "total_iter", "evaluator_dir", "glove_dir", "nb_vis", "given", "device"}
+FREE_FLAGS = {"data_root", "meta_dir", "no_cache", "out_dir", "exp_name", "eval_iter", "save_iter",
+              "resume", "resume_pth", "overwrite", "force", "total_iter", "evaluator_dir", "glove_dir", "nb_vis", "given"}
 
 
 def starting_network(args, state, log):
@@ -36,7 +36,8 @@ def adopt_network(args, recorded, source):
         value = recorded.get(name, getattr(args, name))
         if name in args.given and value != getattr(args, name):
             flag = f"--{name.replace('_', '-')}"
-            raise UserError(f"{flag} {getattr(args, name)} contradicts {source}, which has {value}; leave the flag out")
+            found = getattr(args, name)
+            raise UserError(f"{flag} {found} contradicts {source}, which has {value}; leave it out")
         setattr(args, name, value)
 
 
@@ -45,8 +46,8 @@ def check_flags(args, recorded, log):
     changed = [f"--{name.replace('_', '-')} {recorded[name]} → {value}" for name, value in vars(args).items()
                if name in recorded and name not in FREE_FLAGS and recorded[name] != value]
     if changed and not args.force:
-        raise UserError(f"{len(changed)} flags differ from the run's: {changed[0]}, …; resume with the same, or with "
-                        "--force", details=changed)
+        raise UserError(f"{len(changed)} flags differ from the run's: {changed[0]}, …; resume with the same, "
+                        "or with --force", details=changed)
     if changed:
         log.warning(f"Resuming with changed flags: {', '.join(changed)}")
 
@@ -54,6 +55,6 @@ def check_flags(args, recorded, log):
 def check_state(state, last, clips, log):
     """Refuse a state past the end of the run; warn when the training clips have changed."""
     if state["iter"] > last:
-        raise UserError(f"the saved state is at step {state['iter']}, past the end ({last}); use a larger --total-iter")
+        raise UserError(f"the saved state is at step {state['iter']} of {last}; use a larger --total-iter")
     if state["content"] != clips.content:
-        log.warning("The training clips have changed since the state was saved; the run will differ from then on.")
+        log.warning("The training clips have changed since the state was saved; results will differ.")

@@ -16,7 +16,7 @@ from training.step import warm_up_steps
 from utils.errors import UserError
 from utils.files import exclusive_lock, remove_stale, write_json
 
-RUN_FILES = re.compile(r"(net|state)_\w+\.pth|(args|hashes)\.json|run\.log|events\.out\.tfevents\..*|eval_\w+\.json|vis_.*")
+RUN_FILES = re.compile(r"(net|state)_\w+\.pth|(args|hashes|eval_\w+)\.json|run\.log|events\.out\..*|vis_.*")
 # upstream's spelling of two tags; the other metrics are logged under their own names
 TEST_TAGS = {"fid": "FID", "diversity": "Diversity"}
 
@@ -25,8 +25,8 @@ TEST_TAGS = {"fid": "FID", "diversity": "Diversity"}
 def open_run(args, silent=False):
     """Make or enter OUT_DIR/EXP_NAME, lock it and open its log. Yields a RunFolder.
 
-    silent: write nothing, for every rank but 0. Raises UserError where the folder cannot be written, is in use, or
-    holds a run that neither --resume nor --overwrite speaks of.
+    silent: write nothing, for every rank but 0. Raises UserError where the folder cannot be written, is in
+    use, or holds a run that neither --resume nor --overwrite speaks of.
     """
     path = os.path.join(args.out_dir, args.exp_name)
     if silent:
@@ -48,7 +48,7 @@ def open_run(args, silent=False):
 
 
 def clear_folder(path, args):
-    """Remove what a killed process left and, with --overwrite, the run in the folder; refuse to mix two runs."""
+    """Remove temporary files and, with --overwrite, the run in the folder. Refuse to mix two runs."""
     remove_stale(path)
     old = [name for name in os.listdir(path) if RUN_FILES.fullmatch(name)]
     begun = sorted(name for name in old if name != "run.log")  # a start that was refused leaves only its log
@@ -58,8 +58,8 @@ def clear_folder(path, args):
         for name in old:
             os.remove(os.path.join(path, name))
     elif begun and not (args.resume or own_state):
-        raise UserError(f"{path}: holds a run ({begun[0]}, …); go on with --resume auto, start anew with --overwrite, "
-                        "or choose another --exp-name")
+        raise UserError(f"{path}: holds a run ({begun[0]}, …); go on with --resume auto, start anew with "
+                        "--overwrite, or choose another --exp-name")
 
 
 def is_state(path):
@@ -115,7 +115,7 @@ class RunFolder:
         return find_state(self.path, self.log) if self.args.resume else None
 
     def start(self, net, val, step, usage=()):
-        """Write args.json and open TensorBoard after `step`: events of later steps, from before a resume, go."""
+        """Write args.json and open TensorBoard; events after `step`, of before a resume, are hidden."""
         self.since = time.monotonic(), step
         if self.silent:
             return
@@ -131,9 +131,10 @@ class RunFolder:
         speed = self.args.batch_size * (step - since_step) / (self.since[0] - then)
         warm = step <= self.warm_up
         name, iteration = ("Warmup", step) if warm else ("Train", step - self.warm_up)
-        self.log.info(f"{name} iter {iteration}: lr {rate:.6f} recons {means['L1']:.5f} vel {means['Vel']:.5f} "
-                      f"commit {means['Commit']:.5f} ppl {means['PPL']:.2f} codes used {means['Codebook_use']:.0%} "
-                      f"grad {means['Grad_norm']:.3f} | {speed:.0f} windows/s")
+        self.log.info(f"{name} iter {iteration}: lr {rate:.6f} recons {means['L1']:.5f} "
+                      f"vel {means['Vel']:.5f} commit {means['Commit']:.5f} ppl {means['PPL']:.2f} "
+                      f"codes used {means['Codebook_use']:.0%} grad {means['Grad_norm']:.3f} "
+                      f"| {speed:.0f} windows/s")
         if not warm:
             self._scalars("./Train/", {**means, "LR": rate, "Windows_per_s": speed}, iteration)
 
@@ -142,8 +143,8 @@ class RunFolder:
         iteration = step - self.warm_up
         text = f", FID {result['fid']:.4f}, top 1 {result['top1']:.3f}" if "fid" in result else ""
         self.log.info(f"val after {iteration}: recons {result['recons']:.5f}, MPJPE {result['mpjpe']:.2f} mm "
-                      f"root-aligned, {result['mpjpe_global']:.1f} mm global, codes used {result['codes_used']:.0f}, "
-                      f"perplexity {result['perplexity']:.1f}{text}")
+                      f"root-aligned, {result['mpjpe_global']:.1f} mm global, "
+                      f"codes used {result['codes_used']:.0f}, perplexity {result['perplexity']:.1f}{text}")
         numbers = {TEST_TAGS.get(name, name): value for name, value in result.items()
                    if isinstance(value, (int, float)) and name not in ("clips", "frames")}
         self._scalars("./Test/", numbers, iteration)

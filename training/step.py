@@ -24,8 +24,8 @@ def warm_up_steps(args):
 def learning_rate(step, args):
     """Return upstream's learning rate at a step, counted from 1 through warm-up and training.
 
-    Warm-up steps 1 … w-1 (w = --warm-up-iter) run at lr·(step+1)/(w+1). Training starts from the rate the warm-up
-    ended at, times gamma for every milestone that training iteration step-(w-1) has passed.
+    Warm-up steps 1 … w-1 (w = --warm-up-iter) run at lr·(step+1)/(w+1). Training starts from the rate
+    that the warm-up ended at, times gamma for every milestone that training iteration step-(w-1) has passed.
     """
     warm_up = warm_up_steps(args)
     if step <= warm_up:
@@ -43,7 +43,7 @@ def set_learning_rate(optimizer, step, args):
 
 
 class Objective(nn.Module):
-    """Windows in, losses out: the part of training that is differentiated, compiled and wrapped for several ranks.
+    """Windows in, losses out: what is differentiated, compiled and wrapped for several ranks.
 
     The convolutions run in the precision of --amp; quantizer, statistics and losses stay float32.
     """
@@ -89,10 +89,10 @@ def init_codebook(net, parts):
 def train_step(objective, net, optimizer, scaler, parts):
     """Run one optimisation step on this rank's micro-batches, equal tensors (B, T, D) on the device.
 
-    optimizer: fused. scaler: GradScaler, enabled for fp16. If the loss or the gradient of any rank is not finite,
-    weights and codebook stay unchanged; that is decided on the device.
-    Returns a namespace over the whole batch: losses (4,) as of Objective, counts (K,) of the codes, perplexity (),
-    gradient norm (), refused () bool, and bad () bool: refused for another reason than fp16's loss scale.
+    optimizer: fused. scaler: GradScaler, enabled for fp16. If the loss or the gradient of any rank is not
+    finite, weights and codebook stay unchanged; that is decided on the device.
+    Returns a namespace over the whole batch: losses (4,) as of Objective, counts (K,) of the codes,
+    perplexity, gradient norm, refused () bool, and bad () bool: refused for another reason than fp16's loss scale.
     """
     quantizer, world = net.vqvae.quantizer, rank_and_world()[1]
     if not quantizer.filled:
@@ -100,8 +100,8 @@ def train_step(objective, net, optimizer, scaler, parts):
     optimizer.zero_grad(set_to_none=True)
     losses, rows, idx = [], [], []
     for x in parts:
-        waits = world > 1 and len(losses) + 1 < len(parts)  # the last micro-batch averages the gradient over the ranks
-        with objective.no_sync() if waits else contextlib.nullcontext():
+        last = len(losses) + 1 == len(parts)  # it averages the gradient over the ranks
+        with contextlib.nullcontext() if last or world == 1 else objective.no_sync():
             part = objective(x)
             scaler.scale(part[0][-1] / len(parts)).backward()
         losses.append(part[0].detach())

@@ -16,7 +16,7 @@ BATCH = 32  # captioned clips in a batch of R-precision
 
 
 def load_validation(args, root, net, log):
-    """Return the val split: its `clips` and, where the extractors' files are, `extractors` and `captioned` clips.
+    """Return the val split: its `clips` and, where there are `extractors`, its `captioned` clips.
 
     Returns None, and says why in the log, where there is no clip to evaluate.
     """
@@ -38,14 +38,15 @@ def load_validation(args, root, net, log):
     extractors = load_extractors(spec, folder, glove)
     captioned = load_captioned(clips, Path(root, "texts"), spec, extractors.vectorizer)
     if len(captioned.clip) < BATCH:
-        log.warning(f"Validation without FID and R-precision: {len(captioned.clip)} captioned clips, needs {BATCH}.")
+        found = len(captioned.clip)
+        log.warning(f"Validation without FID and R-precision: {found} captioned clips, needs {BATCH}.")
         return val
     val.extractors, val.captioned = extractors, captioned
     return val
 
 
 def validate(net, val, step, args):
-    """Return the metrics of the validation split as {name: number}, and `counts` and `joints`, over all ranks."""
+    """Return the metrics of the validation split, over all ranks, as `evaluate_clips` does."""
     result = evaluate_clips(net, val.clips, net.spec, net.mean, net.std, loss=args.recons_loss)
     if val.extractors:
         draws = [draw(val.captioned, np.random.default_rng([args.seed, step]))]
@@ -54,7 +55,7 @@ def validate(net, val, step, args):
 
 
 def best_scores(result):
-    """Return {name: score} of a validation, smaller is better: upstream's net_best_NAME.pth hold the smallest."""
+    """Return {name: score}, smaller is better: net_best_NAME.pth holds the smallest."""
     scores = {"mpjpe": result["mpjpe"]}
     if "fid" in result:
         scores.update(fid=result["fid"], div=abs(result["diversity"] - result["diversity_real"]),

@@ -11,7 +11,8 @@ from utils.errors import UserError
 def pick_device(name):
     """Return the torch.device of a name: auto, cpu, cuda or mps.
 
-    On CUDA each process of a torchrun takes the device of its LOCAL_RANK. Raises UserError for one that is not there.
+    On CUDA each process of a torchrun takes the device of its LOCAL_RANK. Raises UserError for one that is
+    not there.
     """
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
@@ -23,7 +24,7 @@ def pick_device(name):
     index = int(os.environ.get("LOCAL_RANK", 0))
     if index >= torch.cuda.device_count():
         count = torch.cuda.device_count()
-        raise UserError(f"process {index} of this machine has no CUDA device; start {count} with --nproc-per-node")
+        raise UserError(f"process {index} has no CUDA device of its own; use --nproc-per-node {count}")
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 
@@ -39,7 +40,10 @@ def set_precision(device, tf32=False):
 
 
 def is_slow_in_bf16(device):
-    """Return whether bfloat16 convolutions take longer than float32 ones here. Measures for some milliseconds."""
+    """Return whether bfloat16 convolutions take longer than float32 ones here.
+
+    Measures for some milliseconds.
+    """
     if device.type == "cuda":
         return not torch.cuda.is_bf16_supported(including_emulation=False)
     seconds = []
