@@ -87,6 +87,7 @@ class HumanVQVAE(nn.Module):
         args = SimpleNamespace(**{**infer_args(checkpoint["net"], path), **_known(checkpoint.get("args")), **overrides})
         net = cls.from_args(args)
         load_net(net, checkpoint, path)
+        net.args, net.remarks = vars(args), []
         net.iteration = checkpoint.get("iter")
         return net.to(device).eval()
 

@@ -117,13 +117,16 @@ def add_run_flags(parser):
     group.add_argument("--force", action="store_true", help="resume although flags differ")
 
 
-def get_args_parser(argv=None):
-    """Parse the flags of `train_vq.py`; exit with code 2 and one line for what cannot work.
+class Arguments(argparse.Namespace):
+    """The flags of a run. `given`, which is not one of them, names the network flags that the command line sets."""
 
-    The result's `given` lists the flags that the command line names, of those that make a network.
-    """
-    parser = Parser(prog="train_vq.py", description="Train the motion VQ-VAE. @FILE reads flags "
-                    "from a recipe, e.g. @options/t2m.args.")
+    __slots__ = ("given",)
+
+
+def get_args_parser(argv=None):
+    """Parse the flags of `train_vq.py`; exit with code 2 and one line for what cannot work."""
+    parser = Parser(prog="train_vq.py", description="Train the motion VQ-VAE. @FILE reads flags from a recipe, "
+                    "e.g. @options/t2m.args.")
     add_data_flags(parser)
     add_device_flag(parser)
     add_network_flags(parser)
@@ -132,9 +135,8 @@ def get_args_parser(argv=None):
     add_extractor_flags(parser)
     add_run_flags(parser)
     for flag in DEAD_FLAGS:
-        parser.add_argument(flag, action=DeadFlag, nargs="?", default=argparse.SUPPRESS,
-                            help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
+        parser.add_argument(flag, action=DeadFlag, nargs="?", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv, Arguments())
     args.given = given_flags(parser, argv, NETWORK)
     parser.refuse(*network_problems(args), *training_problems(args))
     return args
@@ -162,6 +164,10 @@ def network_problems(args):
          f"--vq-norm GN needs a --width divisible by its 32 groups, not {args.width}"),
         (args.vq_norm == "BN" and args.window_size == unit and args.batch_size == 1,
          "--vq-norm BN cannot normalise one value per channel; use a larger --batch-size or --window-size"),
+        (args.quantizer != "orig" and args.beta != 1.0,
+         f"--beta acts only with --quantizer orig, not {args.quantizer}"),
+        (not args.quantizer.startswith("ema") and args.mu != 0.99,
+         f"--mu acts only with the ema quantizers, not {args.quantizer}"),
         (args.quantizer.startswith("ema") and not 0 < args.mu < 1,
          f"--mu {args.mu} is no decay: it must lie between 0 and 1"),
     )
@@ -177,6 +183,8 @@ def training_problems(args):
          "--grad-accum cannot work with --vq-norm BN: each micro-batch would be normalised by itself"),
         (args.float64 and (args.amp != "off" or args.tf32),
          "--float64 contradicts --amp and --tf32: give one of them"),
+        (args.loss_vel == 0 and args.vel_slice != "positions",
+         "--vel-slice acts only with a --loss-vel over 0"),
         (not args.exp_name or "/" in args.exp_name or args.exp_name in (".", ".."),
          f"--exp-name {args.exp_name!r} is not a folder name"),
         (args.resume and args.resume_pth,

@@ -1,4 +1,4 @@
-"""Any number of ranks trains the same net: real processes under torchrun, compared in float64, where rounding cannot hide logic."""
+"""Any number of ranks trains the same net: real processes under torchrun, compared in float64."""
 import os
 import signal
 import subprocess
@@ -15,16 +15,18 @@ from tests.helpers import SMALL_NET, make_dataset
 from tests.ranks import RUNS
 from tests.test_train_vq import ROOT, curves, same, weights
 
+pytestmark = pytest.mark.slow
+
 
 def torchrun(ranks, *command, restarts=3):
     """A torchrun of `ranks` processes on this machine alone."""
     return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks),
                              "--max-restarts", str(restarts), *map(str, command)],
-                            cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, text=True)
+                            cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def wait_for_line(log, line, seconds=90):
+def wait_for_line(log, line, seconds=240):
     end = time.monotonic() + seconds
     while not (log.exists() and line in log.read_text()):
         assert time.monotonic() < end, "waited too long"
@@ -39,7 +41,7 @@ def runs(tmp_path_factory):
     for ranks in (1, 2, 4):
         folders[ranks] = tmp_path_factory.mktemp(f"ranks{ranks}")
         process = torchrun(ranks, "tests/ranks.py", root, folders[ranks])
-        output = process.communicate(timeout=300)[0]
+        output = process.communicate(timeout=600)[0]
         assert process.returncode == 0, output[-3000:]
     return folders
 
@@ -52,7 +54,8 @@ def test_the_result_does_not_depend_on_the_number_of_ranks(runs, name, ranks):
     for key in alone:
         torch.testing.assert_close(together[key], alone[key], atol=1e-8, rtol=0, msg=key)
     x = torch.randn(6, 64, 263, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    codes = [HumanVQVAE.from_checkpoint(runs[n] / name / "run" / "net_last.pth").double().encode(x) for n in (1, ranks)]
+    files = [runs[n] / name / "run" / "net_last.pth" for n in (1, ranks)]
+    codes = [HumanVQVAE.from_checkpoint(file).double().encode(x) for file in files]
     assert torch.equal(*codes) and len(codes[0].unique()) > 1
 
 
@@ -79,20 +82,21 @@ def test_parts_of_a_batch_equal_the_whole(runs):
         torch.testing.assert_close(parts[key], whole[key], atol=1e-8, rtol=0, msg=key)
 
 
-COMMAND = ("train_vq.py", *SMALL_NET, "--exp-name", "run", "--window-size", "32", "--warm-up-iter", "4", "--print-iter", "20", "--save-iter", "20")
+COMMAND = ("train_vq.py", *SMALL_NET, "--exp-name", "run", "--window-size", "32", "--warm-up-iter", "4",
+           "--print-iter", "20", "--save-iter", "20", "--nb-vis", "0")
 
 
 def test_a_killed_rank_is_restarted_and_the_run_is_bit_identical(data_root, tmp_path):
     flags = ("--data-root", data_root, "--batch-size", "4", "--total-iter", "100", "--eval-iter", "50", "--resume", "auto")
     whole = torchrun(2, *COMMAND, *flags, "--out-dir", tmp_path / "whole")
-    output = whole.communicate(timeout=120)[0]
+    output = whole.communicate(timeout=300)[0]
     assert whole.returncode == 0, output[-3000:]
     process = torchrun(2, *COMMAND, *flags, "--out-dir", tmp_path / "parts")
     log = tmp_path / "parts" / "run" / "run.log"
     wait_for_line(log, "Train iter 40")
     workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
     os.kill(int(workers[-1]), signal.SIGKILL)
-    output = process.communicate(timeout=120)[0]
+    output = process.communicate(timeout=300)[0]
     assert process.returncode == 0, output[-3000:]
     assert log.read_text().count(" steps ") >= 2  # it was started again
     assert same(weights(tmp_path / "whole" / "run"), weights(tmp_path / "parts" / "run"))
@@ -100,18 +104,18 @@ def test_a_killed_rank_is_restarted_and_the_run_is_bit_identical(data_root, tmp_
 
 
 def test_a_signal_stops_all_ranks_at_one_step(data_root, tmp_path):
-    process = torchrun(2, *COMMAND, "--data-root", data_root, "--batch-size", "4", "--total-iter", "1000000", "--out-dir", tmp_path,
-                       restarts=0)
+    process = torchrun(2, *COMMAND, "--data-root", data_root, "--batch-size", "4", "--total-iter", "1000000",
+                       "--out-dir", tmp_path, restarts=0)
     log = tmp_path / "run" / "run.log"
     wait_for_line(log, "Train iter")
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=240)
     state = load_checkpoint(tmp_path / "run" / "state_last.pth")
-    assert f"stopped by SIGTERM after step {state['iter']}" in log.read_text()
+    assert f"Stopped by SIGTERM after step {state['iter']}" in log.read_text()
 
 
 def test_batches_that_do_not_divide_are_refused(data_root, tmp_path):
     process = torchrun(2, *COMMAND, "--data-root", data_root, "--batch-size", "5", "--out-dir", tmp_path, restarts=0)
-    output = process.communicate(timeout=60)[0]
-    assert process.returncode and "--batch-size 5 does not divide into 2 ranks" in output
+    output = process.communicate(timeout=240)[0]
+    assert process.returncode and "--batch-size 5 does not divide by 2 ranks" in output
     assert f'File "{ROOT}/train_vq.py"' not in output  # torchrun shows a traceback of its own, the script none

@@ -15,8 +15,8 @@ from visualize.skeleton import frame_error, unit_in_metres
 CARD = 350  # pixels: the width of a picture's card in TensorBoard, which scales without smoothing
 FINAL = ("mpjpe", "mpjpe_global", "recons", "perplexity", "fid", "top1")  # shown beside the flags
 SETTINGS = ("quantizer", "nb_code", "code_dim", "width", "depth", "down_t", "dilation_growth_rate",
-            "vq_act", "vq_norm", "mu", "batch_size", "window_size", "total_iter", "warm_up_iter", "lr", "gamma", "commit",
-            "loss_vel", "vel_slice", "recons_loss", "seed", "amp")
+            "vq_act", "vq_norm", "mu", "batch_size", "window_size", "total_iter", "warm_up_iter", "lr", "gamma",
+            "commit", "loss_vel", "vel_slice", "recons_loss", "seed", "amp")
 
 
 def pick_clips(clips, spec, count, unit=UNIT_LENGTH):

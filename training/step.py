@@ -92,7 +92,7 @@ def train_step(objective, net, optimizer, scaler, parts):
     optimizer: fused. scaler: GradScaler, enabled for fp16. If the loss or the gradient of any rank is not
     finite, weights and codebook stay unchanged; that is decided on the device.
     Returns a namespace over the whole batch: losses (4,) as of Objective, counts (K,) of the codes,
-    perplexity, gradient norm, refused () bool, and bad () bool: refused for another reason than fp16's loss scale.
+    perplexity, gradient norm, refused () bool, and bad () bool: refused, and not by fp16's loss scale.
     """
     quantizer, world = net.vqvae.quantizer, rank_and_world()[1]
     if not quantizer.filled:
