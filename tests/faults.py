@@ -21,14 +21,16 @@ from tests.helpers import make_dataset
 from tests.test_train_vq import ROOT, curves, same, weights
 from utils.errors import UserError
 
-FLAGS = ("--device", "cpu", "--width", "96", "--code-dim", "96", "--output-emb-width", "96", "--nb-code", "32", "--batch-size", "8",
-         "--window-size", "32", "--warm-up-iter", "40", "--total-iter", "900", "--lr-scheduler", "300", "--print-iter", "25",
+FLAGS = ("--device", "cpu", "--width", "96", "--code-dim", "96", "--output-emb-width", "96", "--nb-code", "32",
+         "--batch-size", "8", "--nb-vis", "0", "--window-size", "32",
+         "--warm-up-iter", "40", "--total-iter", "900", "--lr-scheduler", "300", "--print-iter", "25",
          "--eval-iter", "100", "--save-iter", "10", "--exp-name", "run")
 
 
 def start(root, out, *flags):
-    return subprocess.Popen([sys.executable, "train_vq.py", *FLAGS, "--data-root", str(root), "--out-dir", str(out), *flags], cwd=ROOT,
-                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    command = [sys.executable, "train_vq.py", *FLAGS, "--data-root", str(root), "--out-dir", str(out), *flags]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                            env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def unloadable(run):
@@ -90,7 +92,8 @@ def full_disk(root, work):
         (disk / "ballast").write_bytes(b"\0")
         process = start(root, disk, "--total-iter", "1000000")
         log = disk / "run" / "run.log"
-        while process.poll() is None and (not (disk / "run" / "state_prev.pth").exists() or "steps" not in log.read_text()):
+        previous = disk / "run" / "state_prev.pth"
+        while process.poll() is None and not (previous.exists() and "steps" in log.read_text()):
             time.sleep(0.01)
         if process.poll() is None:
             (disk / "ballast").write_bytes(b"\0" * (1 << 20))
@@ -103,8 +106,9 @@ def full_disk(root, work):
                     pass
         error = process.communicate()[1].strip().splitlines()[-1]
         left = [name for name in os.listdir(disk / "run") if name.endswith(".tmp")]
-        good = process.returncode == 2 and "previous checkpoint is untouched" in error and not left and not unloadable(disk / "run")
-        print(f"full disk: exit code {process.returncode}, {len(left)} partial files, {len(unloadable(disk / 'run'))} unloadable | {error[:150]}")
+        bad = unloadable(disk / "run")
+        good = process.returncode == 2 and "cannot be" in error and not left and not bad
+        print(f"full disk: exit code {process.returncode}, {len(left)} partial files, {len(bad)} unloadable | {error}")
         return good
     finally:
         subprocess.run(["umount", str(disk)], check=True)
