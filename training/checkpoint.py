@@ -18,9 +18,8 @@ def save_checkpoint(path, checkpoint):
     try:
         with atomic_write(path, flush=True) as file:
             torch.save(checkpoint, file)
-    except RuntimeError as error:  # so torch reports a full disk
-        reason = " ".join(str(error).split())[:80]
-        raise UserError(f"{path}: cannot be saved ({reason}); free space, then --resume auto") from None
+    except RuntimeError:  # so torch reports a full disk
+        raise UserError(f"{path}: cannot be saved; free space on the disk, then go on with --resume auto") from None
 
 
 def save_state(folder, state):
