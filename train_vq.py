@@ -130,7 +130,7 @@ def main(args):
 def load_data(args, root, spec, log):
     """Everything read from the data folder: training clips, their feed, validation, mean, std and where these are from."""
     if args.dataname == "demo":
-        from dataset.prepare.demo_set import ensure_demo  # here, for the preparation is slow to import
+        from dataset.prepare.demo import ensure_demo  # here, for the preparation is slow to import
         if ensure_demo(root):
             log.info(f"{root}: made the demo set")
     find_clips(root)
