@@ -109,12 +109,12 @@ def test_limbs_keep_clear_of_each_other(clips):
     """Bones of two limbs never come closer than limbs are thick."""
     shins, feet, forearms = ((4, 7), (5, 8)), ((7, 10), (8, 11)), ((18, 20), (19, 21))
     pairs = ((*shins, 0.05), (*feet, 0.05), (*forearms, 0.05), (shins[0], feet[1], 0.05),
-             (shins[1], feet[0], 0.05), (forearms[0], (0, 12), 0.05), (forearms[1], (0, 12), 0.05), (forearms[0], (1, 4), 0.06),
-             (forearms[1], (2, 5), 0.06))
+             (shins[1], feet[0], 0.05), (forearms[0], (0, 12), 0.05), (forearms[1], (0, 12), 0.05),
+             (forearms[0], (1, 4), 0.06), (forearms[1], (2, 5), 0.06))
     share = np.linspace(0, 1, 7)[:, None]
     for name, joints, _ in clips[1::3]:
         for first, second, least in pairs:
-            a, b = (joints[:, top, None] * (1 - share) + joints[:, end, None] * share for top, end in (first, second))
+            a, b = (joints[:, [top]] * (1 - share) + joints[:, [end]] * share for top, end in (first, second))
             assert np.linalg.norm(a[:, :, None] - b[:, None], axis=-1).min() > least, (name, first, second)
 
 
@@ -204,8 +204,8 @@ def test_the_recipe_trains_on_the_demo_set_it_makes(tmp_path):
     """The README's first command, cut short."""
     more = "--exp-name run --total-iter 3 --warm-up-iter 2 --batch-size 4 --nb-vis 0".split()
     command = [sys.executable, "train_vq.py", "@options/demo.args", "--data-root", tmp_path / "demo"]
-    result = subprocess.run([*command, "--out-dir", tmp_path, *more], cwd=Path(__file__).parent.parent, text=True,
-                            capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    result = subprocess.run([*command, "--out-dir", tmp_path, *more], cwd=Path(__file__).parent.parent,
+                            text=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert result.returncode == 0, result.stderr
     log = (tmp_path / "run/run.log").read_text()
     assert "made the demo set" in log and "MPJPE" in log and "goes without validation" not in log

@@ -133,8 +133,8 @@ def test_joints_come_back_from_positions_and_from_rotations(seed):
     joints = joints[:-1] - joints[..., 1].min() * np.array([0, 1, 0])
     np.testing.assert_allclose(from_ric[..., 1], joints[..., 1], atol=1e-4)
     for pair in ((20, 7), (0, 15), (21, 10)):
-        np.testing.assert_allclose(np.linalg.norm(from_ric[:, pair[0]] - from_ric[:, pair[1]], axis=-1),
-                                   np.linalg.norm(joints[:, pair[0]] - joints[:, pair[1]], axis=-1), atol=1e-4)
+        apart, expected = (np.linalg.norm(np.diff(clip[:, pair], axis=1), axis=-1) for clip in (from_ric, joints))
+        np.testing.assert_allclose(apart, expected, atol=1e-4)
     steps, expected = (np.linalg.norm(np.diff(path[:, 0], axis=0), axis=1) for path in (from_ric, joints))
     np.testing.assert_allclose(steps, expected, atol=1e-4)
 
@@ -143,13 +143,13 @@ def test_the_smoothed_heading_swaps_the_hips_as_published():
     joints, arms, angle = still(T2M), [13, 14, 16, 17, 18, 19, 20, 21], 0.6
     about_y, chest = np.array([np.cos(angle / 2), 0, np.sin(angle / 2), 0]), joints[:, 9:10]
     joints[:, arms] = turn(about_y, joints[:, arms] - chest) + chest
-    ground = joints[0, :, 0] - 1j * joints[0, :, 2]                         # turning about +y adds to the phase
+    ground = joints[0, :, 0] - 1j * joints[0, :, 2]                 # turning about +y adds to the phase
     right_hip, left_hip, right_shoulder, left_shoulder = ground[list(T2M.face_joints)]
     faced = (right_hip - left_hip) + (right_shoulder - left_shoulder)       # the clip is turned by this one,
     swapped = (left_hip - right_hip) + (right_shoulder - left_shoulder)     # and its heading is this one's
     between_them = np.angle(swapped / faced)
     yaw = part(extract_features(joints, "t2m"), "yaw")[:, 0]
-    assert abs(between_them) > 0.5                                               # the pose tells the two apart
+    assert abs(between_them) > 0.5                                          # the pose tells the two apart
     np.testing.assert_allclose(yaw[0], -between_them / 2, atol=1e-6)    # out of the first frame's identity
     np.testing.assert_allclose(yaw[1:], 0, atol=1e-6)
 
@@ -177,7 +177,8 @@ def test_kit_keeps_its_own_bone_lengths():
     features = torch.from_numpy(extract_features(joints, "kit")).double()
     lengths = np.linalg.norm(joints[0] - joints[0][list(KIT.parents)], axis=1)
     lengths[0] = 0
-    np.testing.assert_allclose(recover_from_rot(features, KIT, lengths), recover_from_ric(features, 21), atol=1e-4)
+    from_rot = recover_from_rot(features, KIT, lengths)
+    np.testing.assert_allclose(from_rot, recover_from_ric(features, 21), atol=1e-4)
 
 
 @pytest.mark.parametrize("spec", [T2M, KIT], ids=lambda spec: spec.name)
@@ -227,7 +228,7 @@ def test_statistics_of_clips_are_those_of_all_their_frames():
         group_statistics([], T2M)
 
 
-@pytest.mark.skipif("T2M_DATA_ROOT" not in os.environ, reason="T2M_DATA_ROOT names no folder of real features")
+@pytest.mark.skipif("T2M_DATA_ROOT" not in os.environ, reason="T2M_DATA_ROOT names no real features")
 def test_real_features_come_back_through_joints():
     folder = Path(os.environ["T2M_DATA_ROOT"], "new_joint_vecs")
     for path in sorted(folder.glob("*.npy"))[::20]:

@@ -201,9 +201,10 @@ def _unturn(cos, sin, x, z):
 
 
 def recover_from_ric(data, joints_num):
-    """Return joint positions (…, T, joints_num, 3) of de-normalised features (…, T, D), in the data set's unit.
+    """Return joint positions (…, T, joints_num, 3) of features (…, T, D), in the data set's unit.
 
-    Raises ValueError for other than 22 or 21 joints. Source: HumanML3D `recover_from_ric`.
+    The features are de-normalised. Raises ValueError for other than 22 or 21 joints.
+    Source: HumanML3D `recover_from_ric`.
     """
     import torch
     spec = next((spec for spec in SPECS.values() if spec.joints == joints_num), None)

@@ -1,7 +1,6 @@
 """The facts of each data set: joints, feature layout, frame rate, skeleton, upstream's folders.
 
-Sources: HumanML3D (arXiv 2212.04048, `motion_representation.ipynb`, `paramUtil.py`), T2M-GPT (arXiv
-2301.06052).
+Sources: HumanML3D (arXiv 2212.04048; its notebook `motion_representation`), T2M-GPT (arXiv 2301.06052).
 """
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -71,7 +70,8 @@ T2M = MotionSpec(
                  "left_ankle", "right_ankle", "spine3", "left_foot", "right_foot", "neck", "left_collar",
                  "right_collar", "head", "left_shoulder", "right_shoulder", "left_elbow", "right_elbow",
                  "left_wrist", "right_wrist"),
-    chains=((0, 2, 5, 8, 11), (0, 1, 4, 7, 10), (0, 3, 6, 9, 12, 15), (9, 14, 17, 19, 21), (9, 13, 16, 18, 20)),
+    chains=((0, 2, 5, 8, 11), (0, 1, 4, 7, 10), (0, 3, 6, 9, 12, 15), (9, 14, 17, 19, 21),
+            (9, 13, 16, 18, 20)),
     raw_offsets=((0, 0, 0), (1, 0, 0), (-1, 0, 0), UP, DOWN, DOWN, UP, DOWN, DOWN, UP, AHEAD, AHEAD, UP,
                  (1, 0, 0), (-1, 0, 0), AHEAD, DOWN, DOWN, DOWN, DOWN, DOWN, DOWN),
     bone_lengths=(0, .103074, .109883, .131568, .393623, .390188, .143190, .432433, .425643, .057365, .143382,
