@@ -41,7 +41,7 @@ def load_data(args, net, log):
     spec = get_spec(args.dataname)
     root = args.data_root or spec.data_root
     if args.dataname == "demo":
-        from dataset.prepare.demo_set import ensure_demo  # here, for only the demo needs its animation
+        from dataset.prepare.demo import ensure_demo  # here, for only the demo needs its animation
         if ensure_demo(root):
             log.info(f"{root}: made the demo set")
     find_clips(root)

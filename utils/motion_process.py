@@ -1,9 +1,8 @@
 """Joints to features and back: HumanML3D's representation (arXiv 2212.04048, `motion_representation.ipynb`).
 
-Extraction is numpy in float64, recovery is torch. T frames, J joints, D features; quaternions are (w, x, y, z).
+Extraction is numpy in float64, recovery is torch. T frames, J joints, D features; quaternions (w, x, y, z).
 """
 import numpy as np
-import torch
 from scipy.ndimage import gaussian_filter1d
 
 from utils.motion_spec import SPECS, get_spec
@@ -15,42 +14,41 @@ HEADING_SIGMA = 20  # frames over which the heading is smoothed
 # joints to features
 
 def extract_features(joints, dataname, bone_lengths=None):
-    """Joint positions → HumanML3D features.
+    """Return the features (T - 1, D) float32 of joint positions (T, J, 3), D = 263 (t2m) or 251 (kit).
 
-    joints: (T, J, 3) array, y up, in the data set's unit (t2m: metres, kit: millimetres; the contact threshold is in it), at its frame
-    rate, T ≥ 2. bone_lengths: (J,) lengths of the skeleton to retarget to; None takes the data set's, and where it has none (kit) the
-    clip keeps its own.
-    Returns (T - 1, D) float32, D = 263 (t2m) or 251 (kit): root 4, local positions, 6-D rotations, velocities, contacts.
-    Raises ValueError for any other shape.
+    joints: y up, in the data set's unit (t2m: metres, kit: millimetres) and at its frame rate, T ≥ 2.
+    bone_lengths: (J,) of the skeleton to retarget to; None takes the data set's, or the clip's own (kit).
+    Features: root, local positions, rotations, velocities, contacts. Raises ValueError for another shape.
     """
     spec = get_spec(dataname)
     joints = np.asarray(joints, np.float64)
     if joints.ndim != 3 or joints.shape[1:] != (spec.joints, 3) or len(joints) < 2:
-        raise ValueError(f"joints have shape {joints.shape}, expected (T, {spec.joints}, 3) with T of at least 2")
+        raise ValueError(f"joints have shape {joints.shape}, expected (T, {spec.joints}, 3), T of at least 2")
     bone_lengths = spec.bone_lengths if bone_lengths is None else bone_lengths
     if bone_lengths is not None:
         joints = retarget(joints, spec, np.asarray(bone_lengths))
-    joints = joints - UP * joints[..., 1].min()                                        # stand on the floor
-    joints = joints - joints[0, 0] * (1, 0, 1)                                         # start at the origin
-    right_hip, left_hip, right_shoulder, left_shoulder = spec.face_joints
-    across = joints[:1, right_hip] - joints[:1, left_hip] + joints[:1, right_shoulder] - joints[:1, left_shoulder]
-    joints = turn(between(np.cross(UP, across), FORWARD)[:, None], joints)           # face +z
-    step = np.diff(joints, axis=0)                                                     # (T-1, J, 3)
-    contacts = np.square(step[:, spec.feet]).sum(-1) < spec.contact_threshold          # (T-1, 4)
-    heading, rotations = inverse_kinematics(joints, spec, smooth=True)
+    joints = joints - UP * joints[..., 1].min()                                 # stand on the floor
+    joints = joints - joints[0, 0] * (1, 0, 1)                                  # start at the origin
+    right_hip, left_hip, right_shoulder, left_shoulder = joints[:1, spec.face_joints].swapaxes(0, 1)
+    across = right_hip - left_hip + right_shoulder - left_shoulder
+    joints = turn(between(np.cross(UP, across), FORWARD)[:, None], joints)      # face +z
+    step = np.diff(joints, axis=0)                                              # (T-1, J, 3)
+    contacts = np.square(step[:, spec.feet]).sum(-1) < spec.contact_threshold   # (T-1, 4)
+    heading, rotations = inverse_kinematics(joints, spec)
     root_step = turn(heading[1:], step[:, 0])
-    # w of the heading is never negative, so the one step across facing straight back gets the wrong sign; kept, as published
+    # w of the heading is never negative: the step across facing back gets the wrong sign, as published
     yaw_step = np.arcsin(np.clip(multiply(heading[1:], invert(heading[:-1]))[:, 2:3], -1, 1))
     local = turn(heading[:, None], joints - joints[:, :1] * (1, 0, 1))
-    velocities = turn(heading[:-1, None], step)
-    parts = (yaw_step, root_step[:, [0, 2]], local[:-1, 0, 1:2], local[:-1, 1:], to_6d(rotations[:-1]), velocities, contacts)
+    parts = (yaw_step, root_step[:, [0, 2]], local[:-1, 0, 1:2], local[:-1, 1:], to_6d(rotations[:-1]),
+             turn(heading[:-1, None], step), contacts)
     return np.concatenate([part.reshape(len(step), -1) for part in parts], 1).astype(np.float32)
 
 
 def retarget(joints, spec, bone_lengths):
-    """Give a clip (T, J, 3) other bone lengths (J,): every bone keeps its direction, the root moves by the ratio of the leg lengths.
+    """Return a clip (T, J, 3) with other bone lengths (J,). Every bone keeps its direction.
 
-    The ratio is taken from the first frame. What HumanML3D does by inverse, then forward kinematics.
+    The root moves by the ratio of the leg lengths in the first frame. HumanML3D does it by inverse, then
+    forward kinematics.
     """
     bones = _bones(joints, spec)
     length = _length(bones)                             # (T, J, 1)
@@ -63,20 +61,19 @@ def retarget(joints, spec, bone_lengths):
     return result
 
 
-def inverse_kinematics(joints, spec, smooth):
-    """Heading (T, 4) and each joint's rotation relative to the joint before it in its chain, (T, J - 1, 4), as quaternions.
+def inverse_kinematics(joints, spec):
+    """Return the heading (T, 4) and each joint's rotation (T, J - 1, 4) to its parent, as quaternions.
 
-    The heading turns the body to face +z; the first frame's is the identity. Every chain starts from the heading, the arms' too.
+    The heading turns the body to face +z, smoothed; in the first frame it is the identity.
+    Every chain starts from it, the arms' too.
     """
-    right_hip, left_hip, right_shoulder, left_shoulder = spec.face_joints
+    right_hip, left_hip, right_shoulder, left_shoulder = (joints[:, joint] for joint in spec.face_joints)
     # the hips are swapped against the shoulders here, and only here: the published features were made so
-    across = joints[:, left_hip] - joints[:, right_hip] + joints[:, right_shoulder] - joints[:, left_shoulder]
+    across = left_hip - right_hip + right_shoulder - left_shoulder
     forward = np.cross(UP, across / np.maximum(_length(across), 1e-12))
-    if smooth:
-        forward = gaussian_filter1d(forward, HEADING_SIGMA, axis=0, mode="nearest")
-    heading = between(forward, FORWARD)
+    heading = between(gaussian_filter1d(forward, HEADING_SIGMA, axis=0, mode="nearest"), FORWARD)
     heading[0] = (1, 0, 0, 0)
-    turned = between(np.array(spec.raw_offsets, np.float64), _bones(joints, spec))     # (T, J, 4): rest direction → bone
+    turned = between(np.array(spec.raw_offsets, np.float64), _bones(joints, spec))  # (T, J, 4): rest → bone
     turned[:, 0] = heading
     before = [0] * spec.joints
     for chain in spec.chains:
@@ -91,7 +88,10 @@ def _bones(joints, spec):
 
 
 def between(u, v):
-    """The shortest rotation from directions u to v, (…, 3) each, of any length, as quaternions (…, 4). Half a turn goes about an axis across u."""
+    """Return the shortest rotation from directions u to v, (…, 3) each, as unit quaternions (…, 4).
+
+    Half a turn goes about an axis across u.
+    """
     u, v = np.broadcast_arrays(*(a / np.maximum(_length(a), 1e-12) for a in (u, v)))
     (a, b, c), (x, y, z) = (tuple(m[..., i] for i in range(3)) for m in (u, v))
     q = np.stack([1 + a * x + b * y + c * z, b * z - c * y, c * x - a * z, a * y - b * x], -1)
@@ -108,44 +108,45 @@ def _length(v):
 
 
 def multiply(p, q):
-    """Quaternion product p q, (…, 4) each."""
-    a, b = p[..., 0], q[..., 0]
-    x, y, z = (p[..., i] for i in (1, 2, 3))
-    u, v, w = (q[..., i] for i in (1, 2, 3))
-    return np.stack([a * b - x * u - y * v - z * w, a * u + x * b + y * w - z * v, a * v - x * w + y * b + z * u, a * w + x * v - y * u + z * b], -1)
+    """Return the quaternion product p q, (…, 4) each."""
+    a, x, y, z = (p[..., i] for i in range(4))
+    b, u, v, w = (q[..., i] for i in range(4))
+    return np.stack([a * b - x * u - y * v - z * w, a * u + x * b + y * w - z * v,
+                     a * v - x * w + y * b + z * u, a * w + x * v - y * u + z * b], -1)
 
 
 def invert(q):
-    """Inverse of unit quaternions (…, 4)."""
+    """Return the inverse of unit quaternions (…, 4)."""
     return q * (1, -1, -1, -1)
 
 
 def turn(q, v):
-    """Vectors v (…, 3) turned by unit quaternions q (…, 4) about y, whose x and z are zero."""
+    """Rotate vectors v (…, 3) by unit quaternions q (…, 4) about y, whose x and z are zero."""
     cos, sin = np.square(q[..., 0]) - np.square(q[..., 2]), 2 * q[..., 0] * q[..., 2]
-    return np.stack([cos * v[..., 0] + sin * v[..., 2], np.broadcast_to(v[..., 1], np.broadcast_shapes(cos.shape, v.shape[:-1])),
-                     cos * v[..., 2] - sin * v[..., 0]], -1)
+    x, y, z = (v[..., i] for i in range(3))
+    return np.stack(np.broadcast_arrays(cos * x + sin * z, y, cos * z - sin * x), -1)
 
 
 def to_6d(q):
-    """The first two columns of the rotation matrices of unit quaternions (…, 4), one after the other: (…, 6)."""
+    """Return the first two columns of the rotation matrices of unit quaternions (…, 4), as (…, 6)."""
     w, x, y, z = (q[..., i] for i in range(4))
     return np.stack([1 - 2 * (y * y + z * z), 2 * (x * y + w * z), 2 * (x * z - w * y),
                      2 * (x * y - w * z), 1 - 2 * (x * x + z * z), 2 * (y * z + w * x)], -1)
 
 
 def mirror(joints, spec):
-    """The left-right mirrored clip (T, J, 3): x negated, left and right joints swapped by their names."""
-    names = spec.joint_names
-    other = [names.index(name.replace("left", "\0").replace("right", "left").replace("\0", "right")) for name in names]
+    """Return the left-right mirrored clip (T, J, 3): x negated, left and right joints swapped."""
+    swap = {"left": "right", "right": "left"}
+    parts = [name.partition("_") for name in spec.joint_names]
+    other = [spec.joint_names.index(swap.get(side, side) + rest + name) for side, rest, name in parts]
     return joints[:, other] * (-1, 1, 1)
 
 
 def group_statistics(clips, spec):
-    """Mean per feature and std averaged within each feature group, as published: clips of (T, D), one after the other → (D,) float32 each.
+    """Return mean and std, (D,) float32 each, of clips of (T, D). The std is averaged within a feature group.
 
-    clips: an array (F, D) or an iterable of arrays, of which one at a time is held. A group that never changes (contacts of feet that never
-    rest) gets a std of 1: it can be divided by. Raises ValueError when there is no frame.
+    clips: an array (F, D) or an iterable of arrays, of which one at a time is held. A group that never
+    changes gets a std of 1, so that it can be divided by. Raises ValueError when there is no frame.
     """
     count, mean, square = 0, np.zeros(spec.width), np.zeros(spec.width)
     for clip in (clips,) if isinstance(clips, np.ndarray) else clips:
@@ -153,7 +154,8 @@ def group_statistics(clips, spec):
             continue
         clip = np.asarray(clip, np.float64)
         own, share = clip.mean(0), len(clip) / (count + len(clip))
-        square += np.square(clip - own).sum(0) + np.square(own - mean) * count * share  # pairwise: no large sums are subtracted
+        # pairwise, so that no large sums are subtracted
+        square += np.square(clip - own).sum(0) + np.square(own - mean) * count * share
         mean += (own - mean) * share
         count += len(clip)
     if not count:
@@ -166,29 +168,22 @@ def group_statistics(clips, spec):
 
 
 def describe_statistics(std):
-    """Which of the two published kinds a std is: the evaluator's has root and contact entries 25 times smaller.
+    """Return `evaluator` or `data set`: in the evaluator's std (D,) root and contacts are 25 times smaller.
 
-    The contacts' entry tells: a share of contact frames has a std of about 0.3 to 0.5, and a 25th of it in the evaluator's file.
+    The contacts tell: their std is about 0.3 to 0.5 in the data set's file.
     """
     return "evaluator" if std[-4:].max() < 0.06 else "data set"
 
 
-# features to joints
-
-
-def _spec_of(joints_num):
-    for spec in SPECS.values():
-        if spec.joints == joints_num:
-            return spec
-    raise ValueError(f"joints_num is {joints_num}; features are defined for 22 (t2m) and 21 (kit) joints")
-
+# features to joints; torch is imported here, for extraction does without
 
 def recover_root(data):
-    """Heading and root path from the four root features.
+    """Return the heading and the root path of features (…, T, D), de-normalised.
 
-    data: (…, T, D) float features, de-normalised. Returns the half-angle cosine and sine of each frame's heading about y, (…, T) each,
-    and the root position (…, T, 3). Source: HumanML3D `recover_root_rot_pos`.
+    The heading is the cosine and sine of half the angle about y, (…, T) each; the root position is (…, T, 3).
+    Source: HumanML3D `recover_root_rot_pos`.
     """
+    import torch
     yaw_velocity = torch.zeros_like(data[..., 0])
     yaw_velocity[..., 1:] = data[..., :-1, 0]
     yaw = yaw_velocity.cumsum(-1)
@@ -206,45 +201,17 @@ def _unturn(cos, sin, x, z):
 
 
 def recover_from_ric(data, joints_num):
-    """Global joint positions from features: heading and root path integrated, local positions turned and moved along.
+    """Return joint positions (…, T, joints_num, 3) of features (…, T, D), in the data set's unit.
 
-    data: (…, T, D) float features, de-normalised. Returns (…, T, joints_num, 3) in the data set's unit (t2m: metres, kit: millimetres).
+    The features are de-normalised. Raises ValueError for other than 22 or 21 joints.
     Source: HumanML3D `recover_from_ric`.
     """
+    import torch
+    spec = next((spec for spec in SPECS.values() if spec.joints == joints_num), None)
+    if spec is None:
+        raise ValueError(f"joints_num is {joints_num}; features are defined for 22 (t2m) and 21 (kit) joints")
     cos, sin, root = recover_root(data)
-    local = data[..., _spec_of(joints_num).slices["positions"]].unflatten(-1, (joints_num - 1, 3))
+    local = data[..., spec.slices["positions"]].unflatten(-1, (joints_num - 1, 3))
     x, z = _unturn(cos[..., None], sin[..., None], local[..., 0], local[..., 2])
     joints = torch.stack([x + root[..., None, 0], local[..., 1], z + root[..., None, 2]], -1)
     return torch.cat([root[..., None, :], joints], -2)
-
-
-def recover_from_rot(data, joints_num, bone_lengths=None):
-    """Global joint positions from the rotations: forward kinematics along the chains.
-
-    data: (…, T, D) float features, de-normalised. bone_lengths: (J,); None takes the data set's (t2m; kit has none and needs them).
-    Returns (…, T, joints_num, 3). Raises ValueError without bone lengths. Source: HumanML3D `recover_from_rot`.
-    """
-    spec = _spec_of(joints_num)
-    bone_lengths = spec.bone_lengths if bone_lengths is None else bone_lengths
-    if bone_lengths is None:
-        raise ValueError(f"{spec.name} has no bone lengths of its own: give bone_lengths, ({joints_num},) in the features' unit")
-    offsets = torch.as_tensor(np.array(spec.raw_offsets) * np.asarray(bone_lengths)[:, None], dtype=data.dtype, device=data.device)
-    cos, sin, root = recover_root(data)
-    zero, one = torch.zeros_like(cos), torch.ones_like(cos)
-    cos2, sin2 = cos * cos - sin * sin, 2 * cos * sin
-    heading = torch.stack([cos2, zero, sin2, zero, one, zero, -sin2, zero, cos2], -1).unflatten(-1, (3, 3))
-    local = _from_6d(data[..., spec.slices["rotations"]].unflatten(-1, (joints_num - 1, 6)))
-    joints = [root] + [None] * (joints_num - 1)
-    for chain in spec.chains:
-        turn = heading
-        for parent, child in zip(chain, chain[1:]):
-            turn = turn @ local[..., child - 1, :, :]
-            joints[child] = joints[parent] + turn @ offsets[child]
-    return torch.stack(joints, -2)
-
-
-def _from_6d(columns):
-    """Rotation matrices (…, 3, 3) from their first two columns (…, 6), made orthonormal."""
-    x = torch.nn.functional.normalize(columns[..., :3], dim=-1)
-    z = torch.nn.functional.normalize(torch.cross(x, columns[..., 3:], dim=-1), dim=-1)
-    return torch.stack([x, torch.cross(z, x, dim=-1), z], -1)

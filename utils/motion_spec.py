@@ -1,6 +1,6 @@
-"""The facts of each data set, in one place: joints, feature layout, frame rate, skeleton, upstream's folders.
+"""The facts of each data set: joints, feature layout, frame rate, skeleton, upstream's folders.
 
-Source: HumanML3D (arXiv 2212.04048, `motion_representation.ipynb`, `paramUtil.py`) and T2M-GPT (arXiv 2301.06052).
+Sources: HumanML3D (arXiv 2212.04048; its notebook `motion_representation`), T2M-GPT (arXiv 2301.06052).
 """
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -8,6 +8,7 @@ from functools import cached_property
 UNIT_LENGTH = 4          # clips are evaluated at a multiple of four frames: one code is four frames
 MAX_EVAL_FRAMES = 200    # evaluation takes clips shorter than this
 MAX_MOTION_LENGTH = 196  # the extractors' padded length
+UP, DOWN, AHEAD = (0, 1, 0), (0, -1, 0), (0, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class MotionSpec:
     left_feet: tuple         # ankle, toe
     right_feet: tuple
     leg: tuple               # the two joints whose bones give the leg-length ratio
-    contact_threshold: float  # squared foot displacement per frame, in that unit, below which a foot is in contact
+    contact_threshold: float  # squared displacement per frame, in that unit, below which a foot is in contact
     min_eval_frames: int     # evaluation takes clips of at least this length
     data_root: str           # upstream's folder
     meta_dirs: tuple         # where upstream's archives put the statistics it trains with
@@ -39,7 +40,8 @@ class MotionSpec:
     @cached_property
     def slices(self):
         """Feature name → slice of the last axis, in the order of the vector."""
-        sizes = dict(yaw=1, root_xz=2, height=1, positions=3 * (self.joints - 1), rotations=6 * (self.joints - 1),
+        others = self.joints - 1
+        sizes = dict(yaw=1, root_xz=2, height=1, positions=3 * others, rotations=6 * others,
                      velocities=3 * self.joints, contacts=4)
         slices, start = {}, 0
         for name, size in sizes.items():
@@ -64,28 +66,29 @@ class MotionSpec:
 
 T2M = MotionSpec(
     name="t2m", joints=22, fps=20.0, unit=1.0,
-    joint_names=("pelvis", "left_hip", "right_hip", "spine1", "left_knee", "right_knee", "spine2", "left_ankle", "right_ankle",
-                 "spine3", "left_foot", "right_foot", "neck", "left_collar", "right_collar", "head", "left_shoulder",
-                 "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist"),
-    chains=((0, 2, 5, 8, 11), (0, 1, 4, 7, 10), (0, 3, 6, 9, 12, 15), (9, 14, 17, 19, 21), (9, 13, 16, 18, 20)),
-    raw_offsets=((0, 0, 0), (1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, -1, 0), (0, 1, 0), (0, -1, 0), (0, -1, 0),
-                 (0, 1, 0), (0, 0, 1), (0, 0, 1), (0, 1, 0), (1, 0, 0), (-1, 0, 0), (0, 0, 1), (0, -1, 0), (0, -1, 0),
-                 (0, -1, 0), (0, -1, 0), (0, -1, 0), (0, -1, 0)),
-    bone_lengths=(0, .103074, .109883, .131568, .393623, .390188, .143190, .432433, .425643, .057365, .143382, .149419,
-                  .219360, .137487, .143383, .103039, .131614, .122984, .256840, .263092, .266012, .269876),
-    face_joints=(2, 1, 17, 16), left_feet=(7, 10), right_feet=(8, 11), leg=(5, 8), contact_threshold=0.002, min_eval_frames=40,
-    data_root="dataset/HumanML3D",
+    joint_names=("pelvis", "left_hip", "right_hip", "spine1", "left_knee", "right_knee", "spine2",
+                 "left_ankle", "right_ankle", "spine3", "left_foot", "right_foot", "neck", "left_collar",
+                 "right_collar", "head", "left_shoulder", "right_shoulder", "left_elbow", "right_elbow",
+                 "left_wrist", "right_wrist"),
+    chains=((0, 2, 5, 8, 11), (0, 1, 4, 7, 10), (0, 3, 6, 9, 12, 15), (9, 14, 17, 19, 21),
+            (9, 13, 16, 18, 20)),
+    raw_offsets=((0, 0, 0), (1, 0, 0), (-1, 0, 0), UP, DOWN, DOWN, UP, DOWN, DOWN, UP, AHEAD, AHEAD, UP,
+                 (1, 0, 0), (-1, 0, 0), AHEAD, DOWN, DOWN, DOWN, DOWN, DOWN, DOWN),
+    bone_lengths=(0, .103074, .109883, .131568, .393623, .390188, .143190, .432433, .425643, .057365, .143382,
+                  .149419, .219360, .137487, .143383, .103039, .131614, .122984, .256840, .263092, .266012,
+                  .269876),
+    face_joints=(2, 1, 17, 16), left_feet=(7, 10), right_feet=(8, 11), leg=(5, 8), contact_threshold=0.002,
+    min_eval_frames=40, data_root="dataset/HumanML3D",
     meta_dirs=("checkpoints/t2m/VQVAEV3_CB1024_CMT_H1024_NRES3/meta", "checkpoints/t2m/Comp_v6_KLD005/meta"))
 
 KIT = MotionSpec(
     name="kit", joints=21, fps=12.5, unit=0.001,
-    joint_names=("root", "spine", "chest", "neck", "head", "right_shoulder", "right_elbow", "right_wrist", "left_shoulder",
-                 "left_elbow", "left_wrist", "right_hip", "right_knee", "right_ankle", "right_foot", "right_toe", "left_hip",
-                 "left_knee", "left_ankle", "left_foot", "left_toe"),
+    joint_names=("root", "spine", "chest", "neck", "head", "right_shoulder", "right_elbow", "right_wrist",
+                 "left_shoulder", "left_elbow", "left_wrist", "right_hip", "right_knee", "right_ankle",
+                 "right_foot", "right_toe", "left_hip", "left_knee", "left_ankle", "left_foot", "left_toe"),
     chains=((0, 11, 12, 13, 14, 15), (0, 16, 17, 18, 19, 20), (0, 1, 2, 3, 4), (3, 5, 6, 7), (3, 8, 9, 10)),
-    raw_offsets=((0, 0, 0), (0, 1, 0), (0, 1, 0), (0, 1, 0), (0, 1, 0), (1, 0, 0), (0, -1, 0), (0, -1, 0), (-1, 0, 0),
-                 (0, -1, 0), (0, -1, 0), (1, 0, 0), (0, -1, 0), (0, -1, 0), (0, 0, 1), (0, 0, 1), (-1, 0, 0), (0, -1, 0),
-                 (0, -1, 0), (0, 0, 1), (0, 0, 1)),
+    raw_offsets=((0, 0, 0), UP, UP, UP, UP, (1, 0, 0), DOWN, DOWN, (-1, 0, 0), DOWN, DOWN, (1, 0, 0), DOWN,
+                 DOWN, AHEAD, AHEAD, (-1, 0, 0), DOWN, DOWN, AHEAD, AHEAD),
     bone_lengths=None,
     face_joints=(11, 16, 5, 8), left_feet=(19, 20), right_feet=(14, 15), leg=(17, 18), contact_threshold=0.05,
     min_eval_frames=24, data_root="dataset/KIT-ML",

@@ -85,8 +85,7 @@ def main(argv=None):
     settings = dict(fractions=tuple(args.split), mirrored=args.mirror, workers=args.workers, strict=args.strict)
     captions = {}
     if args.demo:
-        from dataset.prepare.demo import make_clips
-        from dataset.prepare.demo_set import COUNT, SEED
+        from dataset.prepare.demo import COUNT, SEED, make_clips
         report = write_dataset(args.out, make_clips(SEED if args.seed is None else args.seed, COUNT), "demo", **settings)
     else:
         reading = Reading(args.dataname, args.scale, args.up, args.fps, read_map(args.joint_map) if args.joint_map else None)

@@ -1,255 +1,320 @@
-"""The demo set's people: procedural animation, no data of others. From a score of controls to 22 joints, feet first.
+"""The demo set: people who walk, turn, jump, squat, wave and kick, animated without recorded data.
 
-An action (`dataset.prepare.demo_actions`) writes footsteps, velocities and angles on a score. Here the root path is integrated, every
-footstep is given its place on the floor, the pelvis is held within reach of the planted feet, the legs follow by two-bone inverse
-kinematics and the rest of the body by forward kinematics: all frames of a clip at once, loops over steps and joints only.
-World: metres, y up, floor at 0; the body faces +z at heading 0 and its left is +x. T frames, J joints; angles on the score in degrees.
+A clip is written as footsteps and curves over time.
+The legs follow by inverse kinematics, the rest by forward kinematics.
+Metres, seconds, degrees; y up, floor at 0. At heading 0 a body faces +z and its left is +x.
 """
-import numpy as np
-from scipy.ndimage import gaussian_filter1d, maximum_filter1d
+from collections import namedtuple
+from pathlib import Path
 
-from dataset.prepare.demo_actions import choreograph
-from dataset.prepare.demo_score import FPS, FRAMES, OTHER, SIDES, Score, ease
+import numpy as np
+from scipy.interpolate import PchipInterpolator
+from scipy.ndimage import gaussian_filter1d, maximum_filter1d, uniform_filter1d
+from scipy.spatial.transform import Rotation
+
+from dataset.prepare.convert import DONE, write_dataset
+from utils.errors import UserError
 from utils.motion_spec import T2M
 
-MIN_FRAMES = 40
-SOLE = 0.01          # height of the toe joint of a flat foot, in metres
-FOOT_DROP = 0.33     # ankle above toe in a flat foot, in foot lengths
-REACH = 0.9955       # of the leg's length: a knee never locks
-PASSING = 0.10       # metres to its side at which a foot passes the other one
-SHORTEST = 0.30      # of the leg's length: about the deepest a knee folds
-# direction of each bone in its parent's frame, standing; the legs' own directions come from inverse kinematics
-REST = {1: (.57, -.80, -.17), 2: (-.57, -.80, -.17), 3: (0, .955, -.29), 6: (0, .98, .19), 9: (0, 1, .05), 12: (0, .99, -.15),
-        13: (.53, .84, -.14), 14: (-.53, .84, -.14), 15: (0, .87, .49), 16: (.93, .34, -.14), 17: (-.93, .34, -.14)}
+SEED, COUNT = 0, 480
+FPS, MIN_FRAMES, MAX_FRAMES = 20, 40, 160
+SOLE, REACH = 0.01, 0.9955      # height of a flat foot's toe; longest distance hip to ankle, in leg lengths
+SIDES = {"left": 1, "right": -1}
 LEGS = {"left": (1, 4, 7, 10), "right": (2, 5, 8, 11)}           # hip, knee, ankle, toe
 ARMS = {"left": (13, 16, 18, 20), "right": (14, 17, 19, 21)}     # collar, shoulder, elbow, wrist
+# direction of each bone of a standing body in its parent's frame
+REST = np.array([
+    (0, 1, 0), (.57, -.80, -.17), (-.57, -.80, -.17), (0, .955, -.29), (0, -1, 0), (0, -1, 0), (0, .98, .19),
+    (0, -1, 0), (0, -1, 0), (0, 1, .05), (0, -.33, .944), (0, -.33, .944), (0, .99, -.15), (.53, .84, -.14),
+    (-.53, .84, -.14), (0, .87, .49), (.93, .34, -.14), (-.93, .34, -.14), *[(0, -1, 0)] * 4])
+# a foot leaves the floor at lift and lands, width to its own side, where the root is at time over
+Step = namedtuple("Step", "side lift land over width height push")
 
 
-# rotations, (T, 3, 3) from angles (T,) in degrees
-
-def _rotation(axis, degrees):
-    angle = np.radians(degrees)
-    cos, sin = np.cos(angle), np.sin(angle)
-    matrix = np.zeros((*angle.shape, 3, 3))
-    i, j = (axis + 1) % 3, (axis + 2) % 3
-    matrix[..., axis, axis] = 1
-    matrix[..., i, i] = matrix[..., j, j] = cos
-    matrix[..., i, j], matrix[..., j, i] = -sin, sin
-    return matrix
+def ease(u):
+    """Return a curve from 0 at u = 0 to 1 at u = 1, constant outside, with the least jerk."""
+    u = np.clip(u, 0, 1)
+    return u ** 3 * (10 - 15 * u + 6 * u ** 2)
 
 
-def _lean(forward, left, turn=None):
-    """Bend forward, then to the left, then turn to the left."""
-    matrix = _rotation(0, forward) @ _rotation(2, -left)
-    return matrix if turn is None else matrix @ _rotation(1, turn)
+def pulse(t, start, end, rise=0.4):
+    """Return a curve that goes from 0 up to 1 within `rise` seconds of start and is back at 0 at end."""
+    return ease((t - start) / rise) * (1 - ease((t - end + rise) / rise))
 
 
-def _swing(forward, out):
-    """Shortest rotation that raises a hanging arm forward and to its +x side, from an exponential map: no preferred order, no lock."""
-    vector = np.radians(np.stack([-forward, 0 * forward, out], -1))
-    angle = np.linalg.norm(vector, axis=-1)[:, None, None]
-    x, y, z = np.moveaxis(vector, -1, 0)
-    cross = np.stack([0 * x, -z, y, z, 0 * x, -x, -y, x, 0 * x], -1).reshape(-1, 3, 3)
-    return np.eye(3) + np.sinc(angle / np.pi) * cross + 0.5 * np.sinc(angle / (2 * np.pi)) ** 2 * (cross @ cross)
+def keyed(t, *keys):
+    """Return a curve through (time, value) keys that never overshoots them and rests at both ends."""
+    times, values = np.array([(keys[0][0] - 1, keys[0][1]), *keys, (keys[-1][0] + 1, keys[-1][1])]).T
+    return PchipInterpolator(times, values)(np.clip(t, times[0], times[-1]))
 
 
-# footsteps
-
-def _ground_axes(heading):
-    """Forward and left on the floor (..., 3) at a heading in degrees."""
-    sin, cos = np.sin(np.radians(heading)), np.cos(np.radians(heading))
-    return np.stack([sin, 0 * sin, cos], -1), np.stack([cos, 0 * cos, -sin], -1)
+def arm(forward, out, turn, elbow):
+    """Return an arm's pose: raised forward, raised to its side, upper arm turned inward, elbow bent."""
+    return dict(arm_forward=forward, arm_out=out, arm_turn=turn, elbow=elbow)
 
 
-def plan_feet(score, path, heading):
-    """Where each foot is: side → dict of base (T, 3) the flat ankle's place on the floor, lift (T,), heading (T,), pitch (T,), swing (T,).
+class Score:
+    """Footsteps and named curves (T,) of a clip; at first of a person who stands, never quite still."""
 
-    path (T, 3) and heading (T,) of the root. A foot is put down where the root passes at the middle of its stance, to its own side. Between
-    its steps it does not move: stance is exact. swing is 0 on the ground and 1 in the middle of a step; pitch is positive with the heel up.
+    def __init__(self, rng):
+        self.t, self.curves, self.steps = np.arange(MAX_FRAMES) / FPS, {}, []
+        self.heading, self.width = rng.uniform(-180, 180), rng.uniform(0.09, 0.13)
+        self.toe_out, self.arm_swing = rng.uniform(4, 12), rng.uniform(24, 37)
+        self.add(balance=0.35, spine_forward=rng.uniform(-1, 5))
+        out, turn, elbow = rng.uniform(6, 13), rng.uniform(5, 25), rng.uniform(10, 24)
+        for side in SIDES:
+            self.add(side, **arm(rng.uniform(-2, 5), out, turn, elbow), load=1)
+        for name in ("spine_forward", "spine_turn", "head_turn", ("left", "elbow"), ("right", "elbow")):
+            waves = rng.uniform(0.12, 0.5, 3)[:, None] * self.t + rng.uniform(0, 1, 3)[:, None]
+            self.curves[name] = self[name] + 2 * np.sin(2 * np.pi * waves).mean(0)
+
+    def __getitem__(self, name):
+        return self.curves.get(name, np.zeros(MAX_FRAMES))
+
+    def add(self, side=None, **values):
+        """Add a constant or a curve to each named curve of the body, or of one of its sides."""
+        for name, value in values.items():
+            key = (side, name) if side else name
+            self.curves[key] = self[key] + value
+
+    def pose(self, weight, side, **values):
+        """Move each named curve of a side towards a value: weight 0 keeps it, 1 replaces it."""
+        for name, value in values.items():
+            self.add(side, **{name: weight * (value - self[side, name])})
+
+
+# actions: (score, start, rng) → (end, caption); each ends standing
+
+def gait(score, start, count, period, first, forward=0.0, turn=0.0, width=0.1):
+    """Write alternating steps, one every `period` seconds, that turn by `turn` in all. Return the end."""
+    end = start + (count - 0.2) * period
+    envelope = pulse(score.t, start - 0.2, end + 0.1, min(1.1 * period + 0.2, 0.5 * (end - start)))
+    score.add(forward_speed=forward * envelope, turn_rate=turn * envelope / (envelope.sum() / FPS))
+    height, push = (0.08, 36) if forward > 0 else (0.055, 20)
+    for i in range(count):
+        side = list(SIDES)[(i + (first == "right")) % 2]
+        lift, land = start + i * period, start + (i + 0.8) * period
+        over = end + 0.1 if i >= count - 2 else 0.5 * (land + lift + 2 * period)
+        score.steps.append(Step(side, lift, land, over, width, height * (0.7 if i == 0 else 1), push))
+    return end + 0.1
+
+
+def walk(score, start, rng):
+    way = rng.choice(("forward", "backward", "left", "right"))
+    pace, period, speed = (("slowly", 0.62, 0.8), ("quickly", 0.46, 1.5))[rng.integers(2)]
+    speed *= rng.uniform(0.9, 1.1) * (-0.5 if way == "backward" else 1)
+    turn, count = SIDES.get(way, 0) * rng.uniform(50, 80), int(rng.uniform(2.2, 3.6) / period)
+    end = gait(score, start, count, period, rng.choice(list(SIDES)), speed, turn, 0.12 if turn else 0.085)
+    return end, f"walks {f'in a curve to the {way}' if turn else way} {pace}"
+
+
+def turn(score, start, rng):
+    side = rng.choice(list(SIDES))
+    how, count, angle = (("a quarter", 3, 90), ("around", 5, 180))[rng.integers(2)]
+    end = gait(score, start, count, rng.uniform(0.42, 0.55), side, turn=SIDES[side] * angle)
+    score.add(head_turn=SIDES[side] * 20 * pulse(score.t, start - 0.2, end - 0.2, 0.5))
+    return end, f"turns {how} to the {side}"
+
+
+def jump(score, start, rng):
+    t, high, distance = score.t, rng.uniform(0.14, 0.32), rng.choice((0, rng.uniform(0.4, 0.9)))
+    air = np.sqrt(8 * high / 9.81)
+    crouch, off, land, end = np.cumsum([start + 0.42, 0.2, air, 0.75])
+    up = 0.5 * 9.81 * np.maximum((t - off) * (land - t), 0)
+    squat = keyed(t, (start, 0), (crouch, -0.22), (off, 0.06), (land, 0.04), (land + 0.2, -0.17), (end, 0))
+    heel = keyed(t, (crouch, 0), (off, 48), (off + 0.6 * air, 32), (land, 22), (land + 0.14, 0))
+    raised = keyed(t, (start, 0), (crouch - 0.08, -38), (off + 0.6 * air, 115), (land + 0.1, 60), (end, 0))
+    travel = keyed(t, (crouch, 0), (off, 0.16), (land, 0.84), (land + 0.3, 1))
+    score.add(rise=squat + up, forward_speed=distance * np.gradient(travel) * FPS)
+    score.add(spine_forward=-110 * squat, pelvis_forward=-80 * squat, root_forward=0.45 * squat)
+    for side in SIDES:
+        score.add(side, foot_up=up, foot_pitch=heel, arm_forward=raised, elbow=0.25 * np.abs(raised))
+        score.steps.append(Step(side, off, land, end, score.width, 0, 0))
+    return end, f"jumps {'forward' if distance else 'up'}"
+
+
+def squat(score, start, rng):
+    down, deep = rng.uniform(0.65, 0.8), rng.uniform(0.26, 0.46)
+    end = start + 2 * down + rng.uniform(0.05, 0.3)
+    bend = deep * pulse(score.t, start, end, down)
+    score.add(rise=-bend, root_forward=-0.42 * bend, pelvis_forward=70 * bend, spine_forward=35 * bend)
+    score.add(head_forward=-40 * bend)
+    for side in SIDES:      # level, however far the chest leans
+        score.pose(bend / deep, side, **arm(80 + 105 * bend, 6, 10, 12))
+    return end, "squats with the arms stretched forward"
+
+
+def wave(score, start, rng):
+    side, t = rng.choice(("left", "right", "both")), score.t
+    rate, wide, high = rng.uniform(1.3, 2.2), rng.uniform(16, 30), rng.uniform(62, 112)
+    end = start + rng.uniform(2.4, 3.4)
+    beat = np.sin(2 * np.pi * rate * (t - start)) * pulse(t, start + 0.3, end - 0.25, 0.4)
+    for name in SIDES if side == "both" else (side,):
+        score.pose(pulse(t, start, end, 0.55), name, **arm(24, high, -78, 74 + wide * beat))
+    return end, f"waves with {'both hands' if side == 'both' else f'the {side} hand'}"
+
+
+def kick(score, start, rng):
+    side, high, t, end = rng.choice(list(SIDES)), rng.uniform(0.75, 1.1), score.t - start, 1.42
+    shape = keyed(t, (0.36, 0), (0.68, 1), (0.74, 1), (0.98, 0))
+    gone = keyed(t, (0, 0), (0.48, 1), (0.98, 1), (end, 0))
+    away = pulse(t, -0.15, end + 0.1, 0.45)
+    score.add(side, foot_forward=0.08 * gone + 0.72 * shape, foot_up=0.4 * gone + 0.42 * high * shape)
+    score.add(side, foot_pitch=25 * gone - 75 * shape, load=-away)
+    score.add(pelvis_forward=-12 * shape, spine_forward=6 * gone, balance=0.5 * away)
+    for name in SIDES:
+        score.pose(0.9 * pulse(t, 0, end), name, **arm(30, 18, 20, 105))
+    return start + end, f"kicks with the {side} foot"
+
+
+ACTIONS = dict(walk=walk, turn=turn, jump=jump, squat=squat, wave=wave, kick=kick)
+
+
+def rotations(axes, *degrees):
+    """Return matrices (T, 3, 3) that turn about each of `axes` by angles (T,); the last axis turns first."""
+    angles = np.stack(np.broadcast_arrays(*degrees), -1)
+    return Rotation.from_euler(axes, angles, degrees=True).as_matrix().reshape(-1, 3, 3)
+
+
+def place_feet(score, path, heading, bones):
+    """Return curves of both feet, which step along the root's path (T, 3) and are still between two steps.
+
+    base, ankle, to_toe (T, 3): place of the flat foot, ankle, vector to the toe; lift, heading (T,);
+    swing (T,): 0 on the floor, 1 in the middle of a step.
     """
     feet, t = {}, score.t
+    left, _, forward = np.moveaxis(rotations("Y", heading), -1, 0)
     for side, sign in SIDES.items():
-        forward, left = _ground_axes(heading[0])
-        here = path[0] + sign * score.width * left
-        angle = heading[0] + sign * score.toe_out
-        base, yaw = np.tile(here, (len(t), 1)), np.full(len(t), angle)
-        lift, pitch, swing = np.zeros(len(t)), np.zeros(len(t)), np.zeros(len(t))
+        base = np.tile(path[0] + sign * score.width * left[0], (len(t), 1))
+        yaw = np.full(len(t), heading[0] + sign * score.toe_out)
+        lift, pitch, swing = score[side, "foot_up"], score[side, "foot_pitch"], np.zeros(len(t))
         for step in (step for step in score.steps if step.side == side):
-            at = min(round(step.over * FPS), len(t) - 1)
-            forward, left = _ground_axes(heading[at])
-            there = path[at] + (sign * step.width + step.left) * left + step.forward * forward
-            turned = heading[at] + sign * score.toe_out
-            u = np.clip((t - step.lift) / (step.land - step.lift), 0, 1)
-            share = np.clip((u - 0.04) / 0.94, 0, 1)
-            share = step.linear * share + (1 - step.linear) * share ** 2 * (3 - 2 * share)
-            base += share[:, None] * (there - here)
-            yaw += share * (turned - angle)
-            here, angle = there, turned
-            lift += step.height * u ** 1.6 * (1 - u) ** 2.2 / 0.0753      # 1 at its top, u = 0.42
+            at, time = min(round(step.over * FPS), len(t) - 1), step.land - step.lift
+            u = np.clip((t - step.lift) / time, 0, 1)
+            base += ease(u)[:, None] * (path[at] + sign * step.width * left[at] - base[-1])
+            yaw += ease(u) * (heading[at] + sign * score.toe_out - yaw[-1])
+            lift = lift + step.height * u ** 1.6 * (1 - u) ** 2.2 / 0.0753      # divided by the maximum
             swing = np.maximum(swing, np.sin(np.pi * u) ** 2)
-            time = step.land - step.lift
-            pitch += step.push * ease((t - step.lift + step.early) / (step.early + 0.15 * time)) \
-                * (1 - ease((t - step.lift - 0.15 * time) / (0.65 * time)))
-            pitch -= step.strike * ease((t - step.lift - 0.55 * time) / (0.4 * time)) * (1 - ease((t - step.land) / 0.12))
-        feet[side] = dict(base=base, lift=lift, heading=yaw, pitch=pitch, swing=swing)
-    forward, left = _ground_axes(heading)
-    for side, sign in SIDES.items():        # on its way a foot goes around the other one, where the path is bent
-        away = feet[side]["base"] - feet[OTHER[side]]["base"]
-        near = feet[side]["swing"] * np.exp(-np.square((away * forward).sum(-1) / 0.2))
-        feet[side]["base"] += (sign * near * np.maximum(PASSING - sign * (away * left).sum(-1), 0))[:, None] * left
+            heel = ease((t - step.lift + 0.15) / (0.15 + 0.15 * time)) * (1 - ease((u - 0.15) / 0.65))
+            pitch = pitch + step.push * heel
+        flat = bones[LEGS[side][3]]
+        level, toe = (rotations("YX", yaw, angle) @ flat for angle in (0, pitch))
+        ankle = base + score[side, "foot_forward"][:, None] * forward
+        ankle[:, 1] += SOLE - flat[1] + lift
+        ankle += (pitch > 0)[:, None] * (level - toe)       # the heel rises about the toe
+        feet[side] = dict(base=base, ankle=ankle, to_toe=toe, lift=lift, heading=yaw, swing=swing)
     return feet
 
 
-def _foot(foot, score, side, length, axes):
-    """Ankle (T, 3) and the vector ankle → toe (T, 3). The heel rises about the toe, the toe about the heel."""
-    forward, left = axes
-    push = {name: score[f"{side}_foot_{name}"] for name in ("forward", "left", "up", "pitch")}
-    pitch = foot["pitch"] + push["pitch"]
-    flat = np.array([0, -FOOT_DROP, np.sqrt(1 - FOOT_DROP ** 2)]) * length
-    turned = _rotation(1, foot["heading"] + score[f"{side}_foot_turn"])
-    toe_flat, toe = turned @ flat, (turned @ _rotation(0, pitch)) @ flat
-    ankle = foot["base"] + push["forward"][:, None] * forward + push["left"][:, None] * left
-    ankle[:, 1] = SOLE + FOOT_DROP * length + foot["lift"] + push["up"]
-    return ankle + np.where(pitch > 0, 1, 0)[:, None] * (toe_flat - toe), toe
+def place_pelvis(score, feet, path, heading, bones):
+    """Return the root (T, 3), over the foot that carries, and the rotation of the pelvis (T, 3, 3)."""
+    left, _, forward = np.moveaxis(rotations("Y", heading), -1, 0)
+    load = [score[side, "load"] * (1 - ease(1.6 * feet[side]["swing"])) + 0.02 for side in SIDES]
+    spread = ((feet["left"]["base"] - feet["right"]["base"]) * left).sum(-1)
+    shift = gaussian_filter1d(score["balance"] * spread * (load[0] / sum(load) - 0.5), 2.5)
+    root = path + shift[:, None] * left + score["root_forward"][:, None] * forward
+    pelvis = rotations("YXZ", heading - 6 * score["stride"], score["pelvis_forward"], -3 * score["drop"])
+    limit = np.full(len(root), np.inf)
+    for side, (hip, knee, ankle, _) in LEGS.items():        # no foot may be out of reach
+        away = feet[side]["ankle"] - root - pelvis @ bones[hip]
+        reach = (REACH * (bones[knee] + bones[ankle])[1]) ** 2 - np.square(away[:, [0, 2]]).sum(-1)
+        limit = np.minimum(limit, away[:, 1] + np.sqrt(np.maximum(reach, 0.04)) + 3 * feet[side]["lift"])
+    standing = SOLE - (bones[1] + 0.98 * (bones[4] + bones[7]) + bones[10])[1]
+    height = standing + score["rise"] + 0.012 * (feet["left"]["swing"] + feet["right"]["swing"])
+    excess = maximum_filter1d(np.maximum(height - limit, 0), 5)
+    root[:, 1] = height - gaussian_filter1d(uniform_filter1d(excess, 3), 0.5)   # smooth, and never too high
+    return root, pelvis
 
 
-# the body
+def place_legs(joints, feet, pelvis, heading, bones):
+    """Fill in hips, knees, ankles and toes. A knee points halfway between pelvis and foot."""
+    for side, (hip, knee, ankle, toe) in LEGS.items():
+        thigh, shin = -bones[knee][1], -bones[ankle][1]
+        joints[:, hip] = joints[:, 0] + pelvis @ bones[hip]
+        line = feet[side]["ankle"] - joints[:, hip]
+        distance = np.linalg.norm(line, axis=-1, keepdims=True)
+        kept, line = np.clip(distance, 0.3 * (thigh + shin), 0.9995 * (thigh + shin)), line / distance
+        axis = rotations("Y", 0.5 * (feet[side]["heading"] - heading)) @ pelvis @ np.array([1.0, 0, 0])
+        front = np.cross(line, axis)
+        along = (thigh ** 2 - shin ** 2 + kept ** 2) / (2 * kept)
+        front *= np.sqrt(np.maximum(thigh ** 2 - along ** 2, 0)) / np.linalg.norm(front, axis=1)[:, None]
+        joints[:, knee] = joints[:, hip] + along * line + front
+        joints[:, ankle] = joints[:, hip] + kept * line
+        joints[:, toe] = joints[:, ankle] + feet[side]["to_toe"]
 
-def _two_bones(hip, ankle, thigh, shin, side_axis):
-    """Knee and ankle (T, 3): the knee in the plane across side_axis (T, 3), always to the front. The ankle is pulled into reach softly."""
-    line = ankle - hip
-    distance = np.linalg.norm(line, axis=-1, keepdims=True)
-    direction, full, soft = line / distance, thigh + shin, 0.004 * (thigh + shin)
-    reach = 0.9995 * full
-    over = np.maximum(distance - (reach - soft), 0)
-    kept = np.maximum(distance - over + soft * np.tanh(over / soft), SHORTEST * full)
-    front = np.cross(direction, side_axis)
-    front /= np.linalg.norm(front, axis=-1, keepdims=True)
-    along = (thigh ** 2 - shin ** 2 + kept ** 2) / (2 * kept)
-    knee = hip + along * direction + np.sqrt(np.maximum(thigh ** 2 - along ** 2, 0)) * front
-    return knee, hip + kept * direction
 
-
-def proportions(torso, arms, spec=T2M):
-    """(J,) bone lengths with legs as specified, torso and arms times a factor."""
-    lengths = np.array(spec.bone_lengths, np.float64)
-    lengths[[3, 6, 9, 12, 15]] *= torso
-    lengths[[13, 14, 16, 17, 18, 19, 20, 21]] *= arms
-    return lengths
+def place_upper_body(joints, score, pelvis, heading, bones):
+    """Fill in spine, head and arms. The shoulders turn against the hips, an arm swings against its leg."""
+    turned = score["spine_turn"] / 3 + 4 * score["stride"]
+    chest, third = pelvis, rotations("XZY", score["spine_forward"] / 3, score["drop"], turned)
+    for joint, parent in ((3, 0), (6, 3), (9, 6)):
+        joints[:, joint] = joints[:, parent] + chest @ bones[joint]
+        chest = chest @ third
+    bent = 0.55 * (score["pelvis_forward"] + score["spine_forward"]) + score["head_forward"]
+    neck = rotations("YX", heading + score["head_turn"], bent)
+    joints[:, 12] = joints[:, 9] + chest @ bones[12]
+    joints[:, 15] = joints[:, 12] + neck @ bones[15]
+    for side, sign in SIDES.items():
+        collar, shoulder, elbow, wrist = ARMS[side]
+        swing = -sign * score["stride"] * score.arm_swing
+        ahead, out = score[side, "arm_forward"] + swing, score[side, "arm_out"]
+        bend = np.clip(score[side, "elbow"] + 0.5 * np.maximum(swing, 0), 2, 145)
+        joints[:, collar] = joints[:, 9] + chest @ bones[collar]
+        joints[:, shoulder] = joints[:, collar] + chest @ bones[shoulder]
+        raised = Rotation.from_rotvec(np.stack([-ahead, 0 * ahead, sign * out], -1), degrees=True).as_matrix()
+        upper = chest @ raised @ rotations("Y", -sign * score[side, "arm_turn"])
+        joints[:, elbow] = joints[:, shoulder] + upper @ bones[elbow]
+        joints[:, wrist] = joints[:, elbow] + upper @ rotations("X", -bend) @ bones[wrist]
 
 
 def animate(score, lengths):
-    """Score → (joints (T, 22, 3) float64 in metres, planted (T, 2) bool: the left and right foot bear no step and no swing).
-
-    lengths: (22,) bone lengths in metres. Bones keep them exactly; the whole foot of a planted step stays where it was put.
-    """
-    t, rest = score.t, {j: lengths[j] * np.array(d) / np.linalg.norm(d) for j, d in REST.items()}
+    """Turn a score into joints (T, 22, 3) float64 in metres. lengths: (22,) of the bones, in metres."""
+    bones = lengths[:, None] * REST / np.linalg.norm(REST, axis=1, keepdims=True)
     heading = score.heading + np.cumsum(score["turn_rate"]) / FPS
-    forward, left = axes = _ground_axes(heading)
-    velocity = score["forward_speed"][:, None] * forward + score["left_speed"][:, None] * left
-    path = np.cumsum(velocity, 0) / FPS
-    feet = plan_feet(score, path, heading)
-
-    # the pelvis: over the foot that carries, twisted by the stride, up and down with the step
-    base = {side: foot["base"] for side, foot in feet.items()}
-    stride = np.tanh(((base["left"] - base["right"]) * forward).sum(-1) / 0.6)      # positive with the left foot in front
-    load = {side: score[f"{side}_load"] * (1 - ease(1.6 * foot["swing"])) + 0.02 for side, foot in feet.items()}
-    middle = 0.5 * (base["left"] + base["right"])
-    carried = (load["left"][:, None] * base["left"] + load["right"][:, None] * base["right"]) / (load["left"] + load["right"])[:, None]
-    shift = gaussian_filter1d(score["balance"] * ((carried - middle) * left).sum(-1), 2.5, mode="nearest")
-    root = path + (shift + score["root_left"])[:, None] * left + score["root_forward"][:, None] * forward
-    drop = gaussian_filter1d(feet["left"]["swing"] - feet["right"]["swing"], 1.0, mode="nearest")  # the hip sinks on the swinging side
-    pelvis = _rotation(1, heading - 6 * stride * score["twist"] + score["pelvis_turn"]) @ \
-        _lean(score["pelvis_forward"], score["pelvis_left"] + 3 * drop * score["twist"])
-    hips = {side: pelvis @ rest[LEGS[side][0]] for side in SIDES}
-    ankles, toes = {}, {}
-    limit = np.full(len(t), np.inf)
-    for side in SIDES:
-        hip, knee, ankle, toe = LEGS[side]
-        ankles[side], toes[side] = _foot(feet[side], score, side, lengths[toe], axes)
-        away = ankles[side] - root - hips[side]
-        off = feet[side]["lift"] + score[f"{side}_foot_up"]
-        reach = (REACH * (lengths[knee] + lengths[ankle])) ** 2 - np.square(away[:, [0, 2]]).sum(-1)
-        limit = np.minimum(limit, ankles[side][:, 1] + np.sqrt(np.maximum(reach, 0.04)) - hips[side][:, 1] + 3 * off)
-    step = feet["left"]["swing"] + feet["right"]["swing"]
-    height = score.stand + score["rise"] + score["bob"] * step
-    excess = np.maximum(height - limit, 0)
-    # a window's maximum, then its mean: never less than the excess, and smooth
-    excess = np.convolve(np.pad(maximum_filter1d(excess, 5, mode="nearest"), 2, mode="edge"), np.array([1, 2, 3, 2, 1]) / 9, "valid")
-    root[:, 1] = height - excess
-
-    joints = np.zeros((len(t), T2M.joints, 3))
-    joints[:, 0] = root
-    for side in SIDES:
-        hip, knee, ankle, toe = LEGS[side]
-        joints[:, hip] = root + hips[side]
-        facing = _rotation(1, 0.5 * (feet[side]["heading"] - heading + score[f"{side}_foot_turn"]))
-        side_axis = (facing @ pelvis @ np.array([1.0, 0, 0]))
-        joints[:, knee], joints[:, ankle] = _two_bones(joints[:, hip], ankles[side], lengths[knee], lengths[ankle], side_axis)
-        joints[:, toe] = joints[:, ankle] + toes[side]
-
-    # spine, in three equal parts; the shoulders turn against the hips
-    third = _lean(score["spine_forward"] / 3, score["spine_left"] / 3 - drop * score["twist"],
-                  (score["spine_turn"] + 12 * stride * score["twist"]) / 3)
-    frame = pelvis
-    for joint, parent in ((3, 0), (6, 3), (9, 6)):
-        joints[:, joint] = joints[:, parent] + frame @ rest[joint]
-        frame = frame @ third
-    chest = frame
-    bent = score["pelvis_forward"] + score["spine_forward"]
-    neck = _rotation(1, heading + 0.4 * score["spine_turn"] + score["head_turn"]) @ \
-        _lean(0.55 * bent + score["head_forward"], 0.3 * (score["spine_left"] + score["pelvis_left"]) + score["head_left"])
-    joints[:, 12] = joints[:, 9] + chest @ rest[12]
-    joints[:, 15] = joints[:, 12] + neck @ rest[15]
-
-    for side, sign in SIDES.items():
-        collar, shoulder, elbow, wrist = ARMS[side]
-        swung = -sign * stride * score["arm_swing"]                                    # against the leg of its side
-        ahead, out = score[f"{side}_arm_forward"] + swung, score[f"{side}_arm_out"]
-        flexed = np.clip(score[f"{side}_elbow"] + 0.5 * np.maximum(swung, 0), 2, 145)
-        raised = ease((np.hypot(ahead, out) - 50) / 110) * 22                           # the shoulder blade goes with a raised arm
-        joints[:, collar] = joints[:, 9] + chest @ rest[collar]
-        joints[:, shoulder] = joints[:, collar] + (chest @ _rotation(2, sign * raised)) @ rest[shoulder]
-        upper = chest @ _swing(ahead, sign * out) @ _rotation(1, -sign * score[f"{side}_arm_turn"])
-        joints[:, elbow] = joints[:, shoulder] + upper @ np.array([0, -lengths[elbow], 0])
-        joints[:, wrist] = joints[:, elbow] + (upper @ _rotation(0, -flexed)) @ np.array([0, -lengths[wrist], 0])
-    planted = np.stack([(feet[s]["swing"] == 0) & (score[f"{s}_foot_up"] == 0) & (score[f"{s}_foot_forward"] == 0)
-                        & (score[f"{s}_foot_left"] == 0) for s in SIDES], 1)
-    return joints, planted
+    forward = rotations("Y", heading)[..., 2]
+    path = np.cumsum(score["forward_speed"][:, None] * forward, 0) / FPS
+    feet = place_feet(score, path, heading, bones)
+    ahead = ((feet["left"]["base"] - feet["right"]["base"]) * forward).sum(-1)
+    swing = gaussian_filter1d(feet["left"]["swing"] - feet["right"]["swing"], 1.0)
+    score.add(stride=np.tanh(ahead / 0.6), drop=swing)      # of the left foot: ahead, in the air
+    joints = np.zeros((MAX_FRAMES, T2M.joints, 3))
+    joints[:, 0], pelvis = place_pelvis(score, feet, path, heading, bones)
+    place_legs(joints, feet, pelvis, heading, bones)
+    place_upper_body(joints, score, pelvis, heading, bones)
+    return joints
 
 
-def standing_height(lengths, width):
-    """Pelvis height with both knees a little soft, feet width to each side of the middle."""
-    heights = []
-    for (hip, knee, ankle, toe), sign in ((LEGS["left"], 1), (LEGS["right"], -1)):
-        offset = lengths[hip] * np.array(REST[hip]) / np.linalg.norm(REST[hip])
-        leg = 0.994 * (lengths[knee] + lengths[ankle])
-        heights.append(SOLE + FOOT_DROP * lengths[toe] + np.sqrt(leg ** 2 - (sign * width - offset[0]) ** 2 - offset[2] ** 2) - offset[1])
-    return min(heights)
+def make_clips(seed=SEED, count=COUNT):
+    """Yield (name, joints (T, 22, 3) float64 in metres at 20 fps, captions) of `count` clips.
 
-
-# clips
-
-def make_clip(seed, index):
-    """(name, joints (T, 22, 3) float64, captions, planted (T, 2) bool) of one clip; 40 to 160 frames."""
-    rng = np.random.default_rng((seed, index))
-    size, torso, arms = rng.uniform(0.86, 1.12), rng.uniform(0.94, 1.06), rng.uniform(0.94, 1.06)
-    lengths = proportions(torso, arms)
-    score = Score(rng)
-    name, begin, end, captions = choreograph(score, rng, index)
-    score.stand = standing_height(lengths, score.width)
-    first = round(begin * FPS)
-    last = int(np.clip(np.ceil(end * FPS), first + MIN_FRAMES, FRAMES))
-    joints, planted = animate(score, lengths)
-    start = rng.uniform(-1, 1, 3) * (1, 0, 1)
-    return f"{name}_{index:04d}", size * (joints[first:last] + start), captions, planted[first:last]
-
-
-def make_clips(seed=0, count=420):
-    """Iterator of (clip_id, joints (T, 22, 3) float64 in metres at 20 fps, y up, floor at 0, joints in SMPL's order; captions list[str]).
-
-    40 to 160 frames each. Clip i depends on seed and i alone, so a larger count only adds clips.
+    A clip holds one action, or two in turn, in 40 to 160 frames, and depends on the seed and its index alone.
     """
     for index in range(count):
-        name, joints, captions, _ = make_clip(seed, index)
-        yield name, joints, captions
+        rng = np.random.default_rng((seed, index))
+        lengths = np.array(T2M.bone_lengths)
+        lengths[[3, 6, 9, 12, 15]] *= rng.uniform(0.94, 1.06)       # torso, then arms, beside the legs
+        lengths[[13, 14, *range(16, 22)]] *= rng.uniform(0.94, 1.06)
+        names = [list(ACTIONS)[index % len(ACTIONS)], rng.choice(list(ACTIONS))]
+        names = names[:1 if names[0] == names[1] or rng.random() < 0.4 else 2]
+        score, end, phrases = Score(rng), rng.uniform(0.25, 0.6), []
+        for name in names:
+            own, twice = rng.integers(2 ** 32), rng.random() < 0.5 and name in ("jump", "squat", "kick")
+            for _ in range(1 + twice):
+                end, phrase = ACTIONS[name](score, end + 0.1, np.random.default_rng(own))
+            phrases.append(phrase + " twice" * twice)
+        frames = int(np.clip((end + rng.uniform(0.2, 0.5)) * FPS, MIN_FRAMES, MAX_FRAMES))
+        joints = rng.uniform(0.86, 1.12) * animate(score, lengths)[:frames]
+        yield f"{'_'.join(names)}_{index:04d}", joints, ["a person " + " and then ".join(phrases)]
+
+
+def ensure_demo(root, seed=SEED, count=COUNT, progress=True):
+    """Make the demo set in the folder `root`. Return its Report, or None when it was there already.
+
+    Raises UserError when `root` cannot be written or holds something else.
+    """
+    root = Path(root)
+    if (root / "all.txt").is_file():        # written last
+        return None
+    if root.is_dir() and not (root / DONE).exists() and any(root.iterdir()):
+        raise UserError(f"{root}: holds something else than the demo set; name an empty folder")
+    return write_dataset(root, make_clips(seed, count), "demo", progress=progress)
