@@ -140,10 +140,10 @@ BROKEN = {
     "absurd frame time": (ARM.replace("0.05", "1e-9"), "Frame Time is 1e-09 s"),
     "frame time zero": (ARM.replace("0.05", "0"), "Frame Time is 0 s"),
     "frame time nan": (ARM.replace("0.05", "nan"), "Frame Time is nan s"),
-    "truncated": (ARM[:ARM.rindex("1 2 3")], "1 frames after a header that says Frames: 2"),
+    "truncated": (ARM[:ARM.rindex("1 2 3")], "1 frames, the header says Frames: 2"),
     "truncated in a line": (ARM[:-6], r"line 20 \(frame 1\): 7 numbers; expected 9"),
-    "too long": (ARM + "1 2 3 0 0 0 0 0 0\n", "3 frames after a header that says Frames: 2"),
-    "non-numeric": (ARM.replace("1 2 3 90", "1 2 x 90"), "line 20: 'x' is not a number"),
+    "too long": (ARM + "1 2 3 0 0 0 0 0 0\n", "3 frames, the header says Frames: 2"),
+    "non-numeric": (ARM.replace("1 2 3 90", "1 2 x 90"), r"line 20 \(frame 1\): 'x' is not a number"),
     "not finite": (ARM.replace("1 2 3 90", "1 2 inf 90"), r"line 20 \(frame 1\): inf; expected finite"),
 }
 

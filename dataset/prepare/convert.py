@@ -1,6 +1,5 @@
-"""Clips → a folder in the HumanML3D layout: `write_dataset`, which real motion capture and the demo set share."""
+"""Clips → a folder in the HumanML3D layout: `write_dataset`, for motion capture and the demo set alike."""
 import contextlib
-import fcntl
 import hashlib
 import itertools
 import json
@@ -19,13 +18,13 @@ from tqdm import tqdm
 from dataset.prepare.captions import mirror_line, text_line
 from dataset.prepare.source import Reading, read_clip
 from utils.errors import UserError
-from utils.files import write_atomically
+from utils.files import atomic_write, exclusive_lock, remove_stale, save_array
 from utils.motion_process import extract_features, group_statistics, mirror, recover_from_ric
 from utils.motion_spec import get_spec
 
-VERSION = 2                         # counts changes of the conversion: finished clips of another one are made again
+VERSION = 2                         # raised when the conversion changes, so that old clips are made again
 JOINTS, FEATURES, TEXTS = "new_joints", "new_joint_vecs", "texts"
-DONE = "prepared.jsonl"             # what was converted from what; only clips listed here are ever replaced or removed
+DONE = "prepared.jsonl"             # the clips made here; no other file is ever replaced or removed
 SPLITS = ("train", "val", "test")
 FRACTIONS = (0.8, 0.05, 0.15)       # HumanML3D's
 MIN_BATCH = 32                      # fewer clips than this are not worth starting processes for
@@ -38,163 +37,164 @@ class Report:
     splits: dict                                        # split → ids
     frames: int
     seconds: float
-    converted: int                                      # of the sources, this time
-    kept: int                                           # of the sources, finished before
+    converted: int                                      # sources converted by this run
+    kept: int                                           # sources converted by an earlier run
     removed: int                                        # clips whose source is gone
     rejected: dict                                      # id → why
-    found: dict = field(default_factory=dict)           # skeleton, unit, … → Counter of values, of all sources
+    found: dict = field(default_factory=dict)           # skeleton, unit, … → Counter of values
     without_caption: int = 0
 
 
 def split_of(name, fractions=FRACTIONS):
-    """train, val or test for a clip's id, by its hash alone: adding clips never moves one."""
-    share = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2 ** 64 * sum(fractions)
-    return next((split for split, end in zip(SPLITS, itertools.accumulate(fractions)) if share < end), SPLITS[-1])
+    """Return train, val or test for a clip's id. Its hash decides."""
+    share = _hash(name) / 2 ** 64 * sum(fractions)
+    ends = zip(SPLITS, itertools.accumulate(fractions))
+    return next((split for split, end in ends if share < end), SPLITS[-1])
 
 
 def assign_splits(names, fractions=FRACTIONS):
-    """{split: ids}, each in the order of `names`. A split that is wanted and stays empty is given one clip of the training split."""
+    """Return {split: ids} in the order of `names`. A wanted split that stays empty gets one training clip."""
     splits = {split: [] for split in SPLITS}
     for name in names:
         splits[split_of(name, fractions)].append(name)
     for split, fraction in zip(SPLITS, fractions):
         largest = max(splits.values(), key=len)
         if fraction > 0 and not splits[split] and len(largest) > 1:
-            splits[split].append(largest.pop(min(range(len(largest)), key=lambda i: hashlib.sha256(largest[i].encode()).digest())))
+            moved = min(largest, key=_hash)
+            largest.remove(moved)
+            splits[split].append(moved)
     return splits
 
 
-def write_dataset(out, clips, dataname, *, reading=None, fractions=FRACTIONS, mirrored=False, workers=None, strict=False, progress=True):
-    """Convert clips into the folder `out`: joints, features, texts, splits, and mean and std of the training split.
+def _hash(name):
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
-    clips: iterable of (id, source, captions); a source is a path, read as `reading` says, or an array of joints (T, J, 3) in metres, y up, at
-    the data set's rate; captions are sentences or HumanML3D text lines. mirrored: add the left-right mirrored copy of each, M + id, to its
-    split. Clips finished earlier are kept while source and settings are the same; a file appears under its name only when whole.
-    Clips made earlier whose source is not among `clips` any more are removed.
-    Returns a Report. Raises UserError when `out` cannot be written, holds clips this function did not make or only clips of other sources,
-    when no clip is left, and with `strict` for the first clip that cannot be used.
+
+def write_dataset(out, clips, dataname, *, reading=None, fractions=FRACTIONS, mirrored=False, workers=None,
+                  strict=False, progress=True):
+    """Convert clips into the folder `out`: joints, features, texts, splits, mean and std. Return a Report.
+
+    clips: iterable of (id, source, captions). A source is a path, read as `reading` says, or joints (T, J, 3)
+    in metres, y up, at the data set's frame rate. Captions are sentences or HumanML3D text lines.
+    mirrored: add the left-right mirrored copy M + id of each clip, to the same split.
+    Clips made earlier are kept while source and settings stay, and removed when their source is gone.
+    Raises UserError when `out` cannot be written, or holds clips of other origin, or of other sources only;
+    when no clip is left; and with `strict` for the first clip that cannot be used.
     """
     reading, out = reading or Reading(dataname), Path(out)
     clips = {name: (source, list(captions)) for name, source, captions in clips}
-    _refuse_mirror_names(clips, mirrored)
-    with _locked(out) as done:
+    for name in clips:
+        if mirrored and f"M{name}" in clips:
+            raise UserError(f"{name}: its mirrored copy would take the name of M{name}; rename that clip")
+    with exclusive_lock(out, "name another folder with --out"):
+        done = _read_done(out)
         if done and not done.keys() & clips.keys():
-            raise UserError(f"{out}: holds {len(done)} clips of other sources ({next(iter(done))}, …), which this run would remove; give all sources "
-                            "in one command, or name another folder with --out")
+            raise UserError(f"{out}: holds {len(done)} clips of other sources ({next(iter(done))}, …), which "
+                            "would be removed; give all sources at once, or another folder with --out")
         work, kept = {}, {}
         for name, (source, _) in clips.items():
             key = _key(source, reading, mirrored)
-            if name in done and done[name]["key"] == key and all(path.is_file() for path in _paths(out, name, mirrored)):
+            files = [path for clip in _with_copies([name], mirrored) for path in _arrays(out, clip)]
+            if name in done and done[name]["key"] == key and all(path.is_file() for path in files):
                 kept[name] = done[name]
             else:
                 work[name] = (source, key)
         made, rejected = _convert(out, work, reading, mirrored, workers, strict, progress)
-        records = {name: record for name, record in sorted((kept | made).items())}
+        records = dict(sorted((kept | made).items()))
         if not records:
-            first = next(iter(rejected.items()), None)
-            raise UserError(f"{out}: none of {len(clips)} clips can be used" + (f"; the first: {first[1]}" if first else ""))
-        removed = _finish(out, done, records, {name: clips[name][1] for name in records}, fractions, mirrored, get_spec(dataname))
-    splits = _with_mirrored(assign_splits(records, fractions), mirrored)
+            first = "; the first: " + next(iter(rejected.values())) if rejected else ""
+            raise UserError(f"{out}: none of {len(clips)} clips can be used{first}")
+        splits = assign_splits(records, fractions)
+        splits = {split: _with_copies(names, mirrored) for split, names in splits.items()}
+        _write_texts(out, {name: clips[name][1] for name in records}, mirrored)
+        _write_splits(out, splits, get_spec(dataname))
+        removed = _remove_others(out, done, set(itertools.chain(*splits.values())))
+        _write_lines(out / DONE, map(json.dumps, records.values()))
     frames = sum(record["frames"] for record in records.values()) * (1 + mirrored)
-    found = {what: Counter(record["found"][what] for record in records.values() if what in record["found"])
-             for what in ("skeleton", "unit", "fps", "start")}
-    found = {what: values for what, values in found.items() if values}
-    return Report(splits, frames, frames / get_spec(dataname).fps, len(made), len(kept), removed, rejected, found,
-                  sum(not clips[name][1] for name in records))
+    return Report(splits, frames, frames / get_spec(dataname).fps, len(made), len(kept), removed, rejected,
+                  _count_found(records), sum(not clips[name][1] for name in records))
 
 
-def _refuse_mirror_names(clips, mirrored):
-    both = [name for name in clips if mirrored and f"M{name}" in clips]
-    if both:
-        raise UserError(f"clips {both[0]} and M{both[0]}: the second is the name of the first one's mirrored copy; rename it, or go without --mirror")
-
-
-@contextlib.contextmanager
-def _locked(out):
-    """Hold the folder for this process alone, made if need be. Yields the finished clips {id: record}."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = open(out / ".lock", "a", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror}); name another folder with --out") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{out}: another process is preparing it; wait for it, or name another folder with --out") from None
-        for folder in (FEATURES, JOINTS):
-            if not (out / DONE).exists() and (out / folder).is_dir() and any((out / folder).iterdir()):
-                raise UserError(f"{out}: holds clips in {folder} that were not prepared here (no {DONE}); name another folder with --out")
-        done = {}
-        for line in (out / DONE).read_text(encoding="utf-8").splitlines() if (out / DONE).exists() else ():
-            with contextlib.suppress(ValueError):  # the last line of an interrupted run may be cut short: that clip is made again
+def _read_done(out):
+    """Return the clips made earlier, {id: record}. Raises UserError for a folder of other origin."""
+    done = {}
+    if (out / DONE).exists():
+        for line in (out / DONE).read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):  # an interrupted run may have cut the last line short
                 record = json.loads(line)
                 done[record["id"]] = record
-        for folder in (FEATURES, JOINTS, TEXTS, "."):
-            for stale in (out / folder).glob("*.tmp"):
-                stale.unlink(missing_ok=True)
-        yield done
+    for folder in (FEATURES, JOINTS):
+        if not (out / DONE).exists() and (out / folder).is_dir() and any((out / folder).iterdir()):
+            raise UserError(f"{out}: holds clips in {folder} that were not prepared here (no {DONE}); "
+                            "name another folder with --out")
+    for folder in (FEATURES, JOINTS, TEXTS, "."):
+        remove_stale(out / folder)
+    return done
 
 
 def _key(source, reading, mirrored):
-    """Fingerprint of a source and of everything that shapes its conversion."""
+    """Return a fingerprint of a source and of every setting that shapes its conversion."""
     if isinstance(source, np.ndarray):
         what = hashlib.sha256(np.ascontiguousarray(source).view(np.uint8)).hexdigest()
     else:
         stat = os.stat(source)
         what = [str(Path(source).resolve()), stat.st_size, stat.st_mtime_ns]
-    return hashlib.sha256(json.dumps([VERSION, what, mirrored, astuple(reading)], sort_keys=True).encode()).hexdigest()[:32]
+    settings = json.dumps([VERSION, what, mirrored, astuple(reading)], sort_keys=True)
+    return hashlib.sha256(settings.encode()).hexdigest()[:32]
 
 
-def _paths(out, name, mirrored):
-    return [out / folder / f"{clip}.npy" for clip in ([name, f"M{name}"] if mirrored else [name]) for folder in (JOINTS, FEATURES)]
+def _with_copies(names, mirrored):
+    return [clip for name in names for clip in ([name, f"M{name}"] if mirrored else [name])]
+
+
+def _arrays(out, clip):
+    return [out / folder / f"{clip}.npy" for folder in (JOINTS, FEATURES)]
 
 
 def _convert(out, work, reading, mirrored, workers, strict, progress):
-    """Convert {id: (source, key)}, each recorded in DONE as it is finished. Returns ({id: record}, {id: why not})."""
-    for folder in (JOINTS, FEATURES):
-        (out / folder).mkdir(exist_ok=True)
+    """Convert {id: (source, key)} and record each in DONE. Return ({id: record}, {id: why not})."""
     made, rejected = {}, {}
+    jobs = [(out, name, source, reading, mirrored) for name, (source, _) in work.items()]
     workers = 1 if len(work) < MIN_BATCH else min(workers or os.cpu_count() or 1, len(work))
-    with open(out / DONE, "a", encoding="utf-8") as log, tqdm(total=len(work), unit="clip", disable=not progress or not work) as bar:
-
-        def note(name, result):
+    bar = tqdm(total=len(work), unit="clip", disable=not progress or not work)
+    with open(out / DONE, "a", encoding="utf-8") as log, bar:
+        log.write("\n")  # ends a line that an interrupted run may have cut short
+        for name, result in map(_convert_one, jobs) if workers == 1 else _in_processes(out, jobs, workers):
             bar.update()
-            if isinstance(result, str):
-                if strict:
-                    raise UserError(f"{result} (--strict)")
+            if isinstance(result, dict):
+                made[name] = dict(id=name, key=work[name][1], **result)
+                log.write(json.dumps(made[name]) + "\n")
+                log.flush()
+            elif strict:
+                raise UserError(f"{result} (--strict)")
+            else:
                 rejected[name] = result
-                return
-            made[name] = dict(id=name, key=work[name][1], **result)
-            log.write(json.dumps(made[name]) + "\n")
-            log.flush()
-
-        log.write("\n")  # ends a line that an interrupted run may have left open
-        if workers == 1:
-            for name, (source, _) in work.items():
-                note(name, _convert_one(out, name, source, reading, mirrored))
-            return made, rejected
-        pool = ProcessPoolExecutor(workers, initializer=_ignore_interrupt)
-        try:
-            futures = {pool.submit(_convert_one, out, name, source, reading, mirrored): name for name, (source, _) in work.items()}
-            for future in as_completed(futures):
-                note(futures[future], future.result())
-        except BrokenProcessPool:
-            raise UserError(f"{out}: a worker process was killed (out of memory?) after {len(made)} of {len(work)} clips; run the command again "
-                            "to go on, with fewer --workers") from None
-        finally:
-            pool.shutdown(cancel_futures=True)
-    return made, {name: rejected[name] for name in sorted(rejected)}
+    return made, dict(sorted(rejected.items()))
 
 
-def _ignore_interrupt():
+def _in_processes(out, jobs, workers):
+    """Yield the results of `_convert_one` in the order in which they are finished."""
+    pool, finished = ProcessPoolExecutor(workers, initializer=_start_worker), 0
+    try:
+        for future in as_completed([pool.submit(_convert_one, job) for job in jobs]):
+            yield future.result()
+            finished += 1
+    except BrokenProcessPool:
+        raise UserError(f"{out}: a worker was killed (out of memory?) after {finished} of {len(jobs)} clips; "
+                        "run the command again to go on, with fewer --workers") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker():
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     torch.set_num_threads(1)
 
 
-def _convert_one(out, name, source, reading, mirrored):
-    """Write one clip's files. Returns {frames, found}, or why it cannot be used."""
-    spec, found = get_spec(reading.dataname), {}
+def _convert_one(job):
+    """Write one clip's arrays. Return its id, and {frames, found} or why it cannot be used."""
+    out, name, source, reading, mirrored = job
+    spec, found, where = get_spec(reading.dataname), {}, name if isinstance(source, np.ndarray) else source
     try:
         if isinstance(source, np.ndarray):
             joints = np.asarray(source, np.float64)
@@ -202,64 +202,60 @@ def _convert_one(out, name, source, reading, mirrored):
             joints, found = read_clip(source, reading)
         leg = sum(np.linalg.norm(joints[0, joint] - joints[0, spec.parents[joint]]) for joint in spec.leg)
         if not leg > 0:
-            raise UserError(f"{source if found else name}: the right leg has no length in the first frame; expected hip, knee and ankle apart")
+            raise UserError(f"{where}: the right leg has no length in the first frame; expected a body")
         versions = {name: joints} | ({f"M{name}": mirror(joints, spec)} if mirrored else {})
-        features = {clip: extract_features(version / spec.unit, spec.name) for clip, version in versions.items()}
+        features = {clip: extract_features(own / spec.unit, spec.name) for clip, own in versions.items()}
+        if not all(np.isfinite(array).all() for array in features.values()):
+            raise UserError(f"{where}: its features are not finite; expected joints within a few metres")
     except (UserError, ValueError) as error:
-        return str(error)
-    if not all(np.isfinite(array).all() for array in features.values()):
-        return f"{source if found else name}: its features are not finite; expected joints within a few metres"
+        return name, str(error)
     for clip, array in features.items():
-        positions = recover_from_ric(torch.from_numpy(array).double(), spec.joints).numpy().astype(np.float32)
-        for folder, content in ((JOINTS, positions), (FEATURES, array)):
-            _save(out / folder / f"{clip}.npy", content)
-    return dict(frames=len(features[name]), found=found)
+        positions = recover_from_ric(torch.from_numpy(array).double(), spec.joints).numpy()
+        for path, content in zip(_arrays(out, clip), (positions.astype(np.float32), array)):
+            save_array(path, content)
+    return name, dict(frames=len(features[name]), found=found)
 
 
-def _save(path, array):
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:  # without the fsync of write_atomically: a clip lost to a power cut is made again
-        np.save(file, array)
-    os.replace(temporary, path)
+def _write_texts(out, captions, mirrored):
+    for name, sentences in captions.items():
+        lines = [text_line(caption) for caption in sentences]
+        if lines:
+            _write_lines(out / TEXTS / f"{name}.txt", lines)
+        if lines and mirrored:
+            _write_lines(out / TEXTS / f"M{name}.txt", map(mirror_line, lines))
 
 
-def _with_mirrored(splits, mirrored):
-    return {split: [clip for name in names for clip in ([name, f"M{name}"] if mirrored else [name])] for split, names in splits.items()}
-
-
-def _finish(out, done, records, captions, fractions, mirrored, spec):
-    """Texts, statistics and splits of the clips in `records`; then what is left over goes. Returns how many clips went."""
-    splits = _with_mirrored(assign_splits(records, fractions), mirrored)
-    lines = {name: [text_line(caption) for caption in captions[name]] for name in records if captions[name]}
-    if mirrored:
-        lines |= {f"M{name}": [mirror_line(line) for line in own] for name, own in lines.items()}
-    if lines:
-        (out / TEXTS).mkdir(exist_ok=True)
-    for name, own in lines.items():
-        _write_text(out / TEXTS / f"{name}.txt", own)
+def _write_splits(out, splits, spec):
+    """Write the split files, and mean and std of the training split."""
     train = splits["train"] or next(ids for ids in splits.values() if ids)
     mean, std = group_statistics((np.load(out / FEATURES / f"{name}.npy") for name in train), spec)
-    for name, array in (("Mean", mean), ("Std", std)):
-        write_atomically(out / f"{name}.npy", lambda file, array=array: np.save(file, array))
+    save_array(out / "Mean.npy", mean)
+    save_array(out / "Std.npy", std)
     for split, ids in (*splits.items(), ("all", sorted(itertools.chain(*splits.values())))):
         if ids:
-            _write_text(out / f"{split}.txt", ids)
+            _write_lines(out / f"{split}.txt", ids)
         else:
             (out / f"{split}.txt").unlink(missing_ok=True)
-    current = set(itertools.chain(*splits.values()))
-    gone = {clip for name in done for clip in (name, f"M{name}")} - current
+
+
+def _remove_others(out, done, current):
+    """Remove the files of clips made earlier that are not `current`. Return how many clips went."""
+    gone = set(_with_copies(done, True)) - current
     removed = sum((out / FEATURES / f"{clip}.npy").is_file() for clip in gone)
     for clip in gone:
-        for path in (out / JOINTS / f"{clip}.npy", out / FEATURES / f"{clip}.npy", out / TEXTS / f"{clip}.txt"):
+        for path in (*_arrays(out, clip), out / TEXTS / f"{clip}.txt"):
             path.unlink(missing_ok=True)
-    _write_text(out / DONE, [json.dumps(record) for record in records.values()])
     return removed
 
 
-def _write_text(path, lines):
-    content = "".join(f"{line}\n" for line in lines).encode()
-    if path.is_file() and path.read_bytes() == content:
-        return
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+def _count_found(records):
+    found = {}
+    for record in records.values():
+        for what, value in record["found"].items():
+            found.setdefault(what, Counter())[value] += 1
+    return found
+
+
+def _write_lines(path, lines):
+    with atomic_write(path) as file:
+        file.write("".join(f"{line}\n" for line in lines).encode())
