@@ -71,36 +71,33 @@ SHARE, WEIGHT, SEED = number(float, 0, 1), number(float, 0), number(int, 0, 2 **
 
 def add_data_flags(parser, dataname="t2m"):
     """Add the flags that name a data folder and its statistics. dataname None: the checkpoint's own."""
-    group = parser.add_argument_group("data")
-    group.add_argument("--dataname", choices=DATASETS, default=dataname,
-                       help="HumanML3D (22 joints, 263 features), KIT-ML (21, 251), or the demo set (as t2m)")
-    group.add_argument("--data-root", metavar="DIR", default=None,
-                       help="folder in the HumanML3D layout; None: HumanML3D, KIT-ML or demo in dataset/")
-    group.add_argument("--meta-dir", metavar="DIR", default=None,
-                       help="folder of mean.npy and std.npy; None: the evaluator's, else the data folder")
-    group.add_argument("--skip-bad-clips", action="store_true",
-                       help="leave out missing, unreadable or non-finite clips instead of stopping")
-    group.add_argument("--no-cache", action="store_true",
-                       help="read the clips one by one instead of from the packed cache in DATA_ROOT/.packed")
-    return group
+    add = parser.add_argument_group("data").add_argument
+    add("--dataname", choices=DATASETS, default=dataname,
+        help="HumanML3D (22 joints, 263 features), KIT-ML (21, 251), or the demo set (as t2m)")
+    add("--data-root", metavar="DIR", default=None,
+        help="folder in the HumanML3D layout; None: HumanML3D, KIT-ML or demo in dataset/")
+    add("--meta-dir", metavar="DIR", default=None,
+        help="folder of mean.npy and std.npy; None: the evaluator's, else the data folder")
+    add("--skip-bad-clips", action="store_true",
+        help="leave out missing, unreadable or non-finite clips instead of stopping")
+    add("--no-cache", action="store_true",
+        help="read the clips one by one instead of from the packed cache in DATA_ROOT/.packed")
 
 
 def add_device_flag(parser):
-    """Add --device; returns its group."""
-    group = parser.add_argument_group("device")
-    group.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
-                       help="where to run; auto takes CUDA, else MPS, else the CPU")
-    return group
+    """Add --device."""
+    add = parser.add_argument_group("device").add_argument
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
+        help="where to run; auto takes CUDA, else MPS, else the CPU")
 
 
 def add_extractor_flags(parser):
-    """Add the folders of the official extractors; returns their group."""
-    group = parser.add_argument_group("extractors (FID, diversity, R-precision, matching score)")
-    group.add_argument("--evaluator-dir", metavar="DIR", default=None,
-                       help="folder of text_mot_match/model/finest.tar; None: checkpoints/t2m (or kit)")
-    group.add_argument("--glove-dir", metavar="DIR", default=None,
-                       help="folder of our_vab_data.npy, our_vab_words.pkl and our_vab_idx.pkl; None: glove")
-    return group
+    """Add the folders of the official extractors."""
+    add = parser.add_argument_group("extractors (FID, diversity, R-precision, matching score)").add_argument
+    add("--evaluator-dir", metavar="DIR", default=None,
+        help="folder of text_mot_match/model/finest.tar; None: checkpoints/t2m (or kit)")
+    add("--glove-dir", metavar="DIR", default=None,
+        help="folder of our_vab_data.npy, our_vab_words.pkl and our_vab_idx.pkl; None: glove")
 
 
 def add_checkpoint_flags(parser, several=False):
@@ -113,13 +110,12 @@ def add_checkpoint_flags(parser, several=False):
                         help="run folder, net_last.pth of a run or of upstream, or exported folder")
     parser.add_argument("--resume-pth", nargs=many, metavar="CHECKPOINT", default=None,
                         help="the same, under upstream's name")
-    group = parser.add_argument_group("network of a checkpoint that records none (upstream's)")
-    group.add_argument("--vq-act", choices=ACTIVATIONS, default=None, help="activation; None: relu")
-    group.add_argument("--vq-norm", type=norm, metavar="none|LN|GN|BN", default=argparse.SUPPRESS,
-                       help="normalisation; LN and GN look alike in such a file (default: LN)")
-    group.add_argument("--dilation-growth-rate", type=COUNT, default=None, help="dilation growth; None: 3")
-    group.add_argument("--quantizer", choices=QUANTIZERS, default=None, help="None: ema_reset or orig")
-    return group
+    add = parser.add_argument_group("network of a checkpoint that records none (upstream's)").add_argument
+    add("--vq-act", choices=ACTIVATIONS, default=None, help="activation; None: relu")
+    add("--vq-norm", type=norm, metavar="none|LN|GN|BN", default=argparse.SUPPRESS,
+        help="normalisation; LN and GN look alike in such a file (default: LN)")
+    add("--dilation-growth-rate", type=COUNT, default=None, help="dilation growth; None: 3")
+    add("--quantizer", choices=QUANTIZERS, default=None, help="None: ema_reset or orig")
 
 
 def given_checkpoints(args):

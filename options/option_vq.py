@@ -38,95 +38,90 @@ class DeadFlag(argparse.Action):
 
 def add_network_flags(parser):
     """Add the flags of NETWORK but --dataname."""
-    group = parser.add_argument_group("network")
-    group.add_argument("--code-dim", type=COUNT, default=512, help="channels of a code")
-    group.add_argument("--nb-code", type=COUNT, default=512, help="number of codes")
-    group.add_argument("--down-t", type=number(int, 1, 6), default=2,
-                       help="halvings of the frame rate; 2 gives one code for four frames")
-    group.add_argument("--stride-t", type=COUNT, default=2,
-                       help="stride of each halving; only 2 fits the decoder's upsampling")
-    group.add_argument("--width", type=COUNT, default=512, help="channels of the convolutions")
-    group.add_argument("--depth", type=COUNT, default=3, help="residual blocks at each frame rate")
-    group.add_argument("--dilation-growth-rate", type=COUNT, default=3,
-                       help="factor by which the dilation grows from block to block")
-    group.add_argument("--output-emb-width", type=COUNT, default=512,
-                       help="channels of the latents; equals --code-dim")
-    group.add_argument("--vq-act", choices=ACTIVATIONS, default="relu",
-                       help="activation of the residual blocks")
-    group.add_argument("--vq-norm", type=norm, default=None, metavar="none|LN|GN|BN",
-                       help="normalisation in the residual blocks")
-    group = parser.add_argument_group("quantizer")
-    group.add_argument("--quantizer", choices=QUANTIZERS, default="ema_reset",
-                       help="how the codebook is learnt")
-    group.add_argument("--mu", type=SHARE, default=0.99, help="decay of the EMA statistics (ema, ema_reset)")
-    group.add_argument("--beta", type=WEIGHT, default=1.0, help="weight of the commitment term (orig)")
+    add = parser.add_argument_group("network").add_argument
+    add("--code-dim", type=COUNT, default=512, help="channels of a code")
+    add("--nb-code", type=COUNT, default=512, help="number of codes")
+    add("--down-t", type=number(int, 1, 6), default=2,
+        help="halvings of the frame rate; 2 gives one code for four frames")
+    add("--stride-t", type=COUNT, default=2,
+        help="stride of each halving; only 2 fits the decoder's upsampling")
+    add("--width", type=COUNT, default=512, help="channels of the convolutions")
+    add("--depth", type=COUNT, default=3, help="residual blocks at each frame rate")
+    add("--dilation-growth-rate", type=COUNT, default=3,
+        help="factor by which the dilation grows from block to block")
+    add("--output-emb-width", type=COUNT, default=512, help="channels of the latents; equals --code-dim")
+    add("--vq-act", choices=ACTIVATIONS, default="relu", help="activation of the residual blocks")
+    add("--vq-norm", type=norm, default=None, metavar="none|LN|GN|BN",
+        help="normalisation in the residual blocks")
+    add = parser.add_argument_group("quantizer").add_argument
+    add("--quantizer", choices=QUANTIZERS, default="ema_reset", help="how the codebook is learnt")
+    add("--mu", type=SHARE, default=0.99, help="decay of the EMA statistics (ema, ema_reset)")
+    add("--beta", type=WEIGHT, default=1.0, help="weight of the commitment term (orig)")
 
 
 def add_step_flags(parser):
     """Add the flags of losses and precision, which an optimisation step reads."""
-    group = parser.add_argument_group("losses")
-    group.add_argument("--recons-loss", choices=("l1_smooth", "l1", "l2"), default="l1_smooth",
-                       help="reconstruction loss")
-    group.add_argument("--commit", type=WEIGHT, default=0.02, help="weight of the commitment loss")
-    group.add_argument("--loss-vel", type=WEIGHT, default=0.5, help="weight of the loss over --vel-slice")
-    group.add_argument("--vel-slice", choices=("positions", "velocities"), default="positions",
-                       help="features under --loss-vel; upstream's slice is the joint positions")
-    group = parser.add_argument_group("speed")
-    group.add_argument("--tf32", action="store_true", help="convolutions in TF32 on CUDA (faster, less exact)")
-    group.add_argument("--compile", action="store_true", help="compile with torch.compile")
+    add = parser.add_argument_group("losses").add_argument
+    add("--recons-loss", choices=("l1_smooth", "l1", "l2"), default="l1_smooth", help="reconstruction loss")
+    add("--commit", type=WEIGHT, default=0.02, help="weight of the commitment loss")
+    add("--loss-vel", type=WEIGHT, default=0.5, help="weight of the loss over --vel-slice")
+    add("--vel-slice", choices=("positions", "velocities"), default="positions",
+        help="features under --loss-vel; upstream's slice is the joint positions")
+    add = parser.add_argument_group("speed").add_argument
+    add("--tf32", action="store_true", help="convolutions in TF32 on CUDA (faster, less exact)")
+    add("--compile", action="store_true", help="compile with torch.compile")
 
 
 def add_schedule_flags(parser):
     """Add the flags of batches and learning rate."""
-    group = parser.add_argument_group("optimisation")
-    group.add_argument("--batch-size", type=COUNT, default=256, help="windows per step, over all ranks")
-    group.add_argument("--window-size", type=COUNT, default=64, help="frames in a window")
-    group.add_argument("--total-iter", type=COUNT, default=300000, help="iterations after the warm-up")
-    group.add_argument("--warm-up-iter", type=number(int, 0), default=1000,
-                       help="warm-up iterations of the learning rate (as upstream, one fewer is run)")
-    group.add_argument("--lr", type=POSITIVE, default=2e-4, help="learning rate")
-    group.add_argument("--lr-scheduler", type=COUNT, nargs="+", default=[200000], metavar="ITER",
-                       help="milestones: iterations after which the learning rate decays")
-    group.add_argument("--gamma", type=POSITIVE, default=0.05, help="learning-rate decay at each milestone")
-    group.add_argument("--weight-decay", type=WEIGHT, default=0.0, help="AdamW's weight decay")
-    group.add_argument("--seed", type=SEED, default=123, help="random seed")
-    group.add_argument("--amp", choices=("off", "bf16", "fp16"), default="off",
-                       help="precision of the convolutions; quantizer and losses stay float32")
-    group.add_argument("--grad-accum", type=COUNT, default=1, metavar="PARTS",
-                       help="split each batch into this many micro-batches, to save memory")
-    group.add_argument("--float64", action="store_true",
-                       help="train in float64 (slow; for debugging numerical differences)")
+    add = parser.add_argument_group("optimisation").add_argument
+    add("--batch-size", type=COUNT, default=256, help="windows per step, over all ranks")
+    add("--window-size", type=COUNT, default=64, help="frames in a window")
+    add("--total-iter", type=COUNT, default=300000, help="iterations after the warm-up")
+    add("--warm-up-iter", type=number(int, 0), default=1000,
+        help="warm-up iterations of the learning rate (as upstream, one fewer is run)")
+    add("--lr", type=POSITIVE, default=2e-4, help="learning rate")
+    add("--lr-scheduler", type=COUNT, nargs="+", default=[200000], metavar="ITER",
+        help="milestones: iterations after which the learning rate decays")
+    add("--gamma", type=POSITIVE, default=0.05, help="learning-rate decay at each milestone")
+    add("--weight-decay", type=WEIGHT, default=0.0, help="AdamW's weight decay")
+    add("--seed", type=SEED, default=123, help="random seed")
+    add("--amp", choices=("off", "bf16", "fp16"), default="off",
+        help="precision of the convolutions; quantizer and losses stay float32")
+    add("--grad-accum", type=COUNT, default=1, metavar="PARTS",
+        help="split each batch into this many micro-batches, to save memory")
+    add("--float64", action="store_true", help="train in float64 (slow; for debugging numerical differences)")
 
 
 def add_run_flags(parser):
     """Add the flags of the run folder."""
-    group = parser.add_argument_group("run")
-    group.add_argument("--out-dir", default="output", help="folder of all runs")
-    group.add_argument("--exp-name", default="VQVAE", help="name of the run's folder in --out-dir")
-    group.add_argument("--print-iter", type=COUNT, default=200, help="iterations between log lines")
-    group.add_argument("--eval-iter", type=COUNT, default=1000, help="iterations between validations")
-    group.add_argument("--save-iter", type=COUNT, default=1000,
-                       help="iterations between saved states, from which a run resumes exactly")
-    group.add_argument("--nb-vis", type=number(int, 0), default=2,
-                       help="validation clips drawn in TensorBoard and, at the end, as vis_*.gif; 0: none")
-    group.add_argument("--resume", choices=("auto",), default=None,
-                       help="go on with the run in the run folder, or start it if there is none")
-    group.add_argument("--resume-pth", metavar="CHECKPOINT", default=None,
-                       help="state_*.pth resumes exactly; another checkpoint gives the weights to start from")
-    group.add_argument("--overwrite", action="store_true", help="remove the folder's run and start anew")
-    group.add_argument("--force", action="store_true", help="resume although flags differ")
+    add = parser.add_argument_group("run").add_argument
+    add("--out-dir", default="output", help="folder of all runs")
+    add("--exp-name", default="VQVAE", help="name of the run's folder in --out-dir")
+    add("--print-iter", type=COUNT, default=200, help="iterations between log lines")
+    add("--eval-iter", type=COUNT, default=1000, help="iterations between validations")
+    add("--save-iter", type=COUNT, default=1000,
+        help="iterations between saved states, from which a run resumes exactly")
+    add("--nb-vis", type=number(int, 0), default=2,
+        help="validation clips drawn in TensorBoard and, at the end, as vis_*.gif; 0: none")
+    add("--resume", choices=("auto",), default=None,
+        help="go on with the run in the run folder, or start it if there is none")
+    add("--resume-pth", metavar="CHECKPOINT", default=None,
+        help="state_*.pth resumes exactly; another checkpoint gives the weights to start from")
+    add("--overwrite", action="store_true", help="remove the folder's run and start anew")
+    add("--force", action="store_true", help="resume although flags differ")
 
 
 class Arguments(argparse.Namespace):
-    """The flags of a run. `given`, which is not one of them, names the network flags that the command line sets."""
+    """The flags of a run. `given`, not one of them, names the network flags on the command line."""
 
     __slots__ = ("given",)
 
 
 def get_args_parser(argv=None):
     """Parse the flags of `train_vq.py`; exit with code 2 and one line for what cannot work."""
-    parser = Parser(prog="train_vq.py", description="Train the motion VQ-VAE. @FILE reads flags from a recipe, "
-                    "e.g. @options/t2m.args.")
+    parser = Parser(prog="train_vq.py",
+                    description="Train the motion VQ-VAE. @FILE reads a recipe, e.g. @options/t2m.args.")
     add_data_flags(parser)
     add_device_flag(parser)
     add_network_flags(parser)
@@ -135,7 +130,8 @@ def get_args_parser(argv=None):
     add_extractor_flags(parser)
     add_run_flags(parser)
     for flag in DEAD_FLAGS:
-        parser.add_argument(flag, action=DeadFlag, nargs="?", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        parser.add_argument(flag, action=DeadFlag, nargs="?", default=argparse.SUPPRESS,
+                            help=argparse.SUPPRESS)
     args = parser.parse_args(argv, Arguments())
     args.given = given_flags(parser, argv, NETWORK)
     parser.refuse(*network_problems(args), *training_problems(args))
