@@ -8,12 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers import make_clip
 from utils.motion_process import (
     between,
     extract_features,
     group_statistics,
     mirror,
     multiply,
+    normalisation_problem,
     recover_from_ric,
     recover_from_rot,
     retarget,
@@ -216,3 +218,18 @@ def test_real_features_come_back_through_joints():
 def test_other_shapes_are_refused(shape):
     with pytest.raises(ValueError, match=r"expected \(T, 22, 3\)"):
         extract_features(np.zeros(shape), "t2m")
+
+
+@pytest.mark.parametrize("dataname", ["t2m", "kit"])
+def test_frames_that_are_not_normalised_are_noticed(dataname):
+    clips = [make_clip(dataname, 70, seed) for seed in range(8)]
+    mean, std = group_statistics(clips, get_spec(dataname))
+    frames = np.concatenate(clips)
+    normalised = (frames - mean) / std
+    assert normalisation_problem(normalised) is None
+    assert "worst, entry" in normalisation_problem(frames)
+    assert normalisation_problem(normalised + 1) and normalisation_problem(normalised * 3)
+    for clip in clips:  # one clip is never as wide as a split, and lies beside its mean
+        once = (clip - mean) / std
+        assert normalisation_problem(once, 3, np.inf) is None
+        assert normalisation_problem((once - mean) / std, 3, np.inf)
