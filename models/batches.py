@@ -26,7 +26,7 @@ def evaluating(net):
 
 
 def equal_length_batches(lengths, max_frames=BATCH_FRAMES):
-    """Return index arrays into `lengths`, shortest first: each of equal lengths, of max_frames or one clip at most."""
+    """Return index arrays into `lengths`, of one length and at most `max_frames` frames each."""
     order = np.argsort(lengths, kind="stable")
     ordered = np.asarray(lengths)[order]
     batches = []
@@ -37,7 +37,7 @@ def equal_length_batches(lengths, max_frames=BATCH_FRAMES):
 
 
 def run_in_batches(net, function, rows, max_frames=BATCH_FRAMES, frames=1):
-    """Yield (positions in `rows`, output as a NumPy array), batch by batch, of a part of the net in eval mode.
+    """Yield (positions in `rows`, output as an array), batch by batch, of a part of the net in eval mode.
 
     function: (N, L, …) → (N, …). rows: tensors (L, …). frames: how many frames one step of a row stands for.
     """
@@ -70,7 +70,7 @@ def require_finite(x, names, advice):
 
 
 def forward_clips(net, clips, index, starts, length):
-    """Return x, its reconstruction (N, T, D) and its codes (N, T') of clips of one length, a multiple of whole codes.
+    """Return x, its reconstruction (N, T, D) and its codes (N, T') of clips of one length, in whole codes.
 
     Raises UserError naming the first clip that is not finite, or whose reconstruction is not.
     """
@@ -83,7 +83,10 @@ def forward_clips(net, clips, index, starts, length):
 
 
 def encode_clips(net, clips, index, starts, lengths, max_frames=BATCH_FRAMES):
-    """Yield (positions in `index`, codes (N, T') int64 array) of clips, batch by batch. The decoder is not run."""
+    """Yield (positions in `index`, codes (N, T') int64 array) of clips, batch by batch.
+
+    The decoder is not run.
+    """
     for batch in equal_length_batches(lengths, max_frames):
         with evaluating(net):
             x = gather_clips(net, clips, index[batch], starts[batch], lengths[batch[0]])
@@ -102,14 +105,15 @@ def decode_rows(net, rows, max_frames=BATCH_FRAMES):
 
 
 def reconstruct_clips(net, clips, max_frames=BATCH_FRAMES):
-    """Return reconstructions, (T, D) float32 normalised features, and codes (T',) int64: lists in the clips' order.
+    """Return lists of reconstructions, (T, D) float32 normalised features, and of codes (T',) int64.
 
     clips: `names`, normalised `frames` (F, D), `offsets` (n + 1,). Each clip is cut to whole codes.
     """
     unit = 2 ** net.down_t
     lengths = np.diff(clips.offsets) // unit * unit
     if not lengths.all():
-        raise UserError(f"{clips.names[int(np.argmin(lengths))]}: shorter than one code of {unit} frames; leave it out")
+        name = clips.names[int(np.argmin(lengths))]
+        raise UserError(f"{name}: shorter than one code of {unit} frames; leave it out")
     features, codes = [None] * len(lengths), [None] * len(lengths)
     with evaluating(net):
         for batch in equal_length_batches(lengths, max_frames):

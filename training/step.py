@@ -76,7 +76,7 @@ def train_step(objective, net, optimizer, scaler, chunks, halted):
     if not quantizer.filled:
         with torch.no_grad():  # a copy, so that batch norm sees this batch once
             encoder = copy.deepcopy(net.vqvae.encoder)
-            quantizer.fill(torch.cat([quantizer.to_rows(encoder(x.transpose(1, 2))) for x in chunks]))
+            quantizer.init_codebook(torch.cat([quantizer.to_rows(encoder(x.transpose(1, 2))) for x in chunks]))
     optimizer.zero_grad(set_to_none=True)
     values, seen = 0, []
     for n, x in enumerate(chunks, 1):
