@@ -23,8 +23,8 @@ from dataset.motion_folder import find_statistics
 from export.clips import find_arrays, plan_outputs, read_motion, write_motion
 from export.hub import save_pair
 from export.onnx import check_onnx, write_onnx
-from models.loading import load_checkpoint, recorded_hashes
-from models.vqvae import NET_ARGS, HumanVQVAE, infer_args
+from models.loading import load_checkpoint, network_args
+from models.vqvae import HumanVQVAE
 from utils.errors import UserError, exit_cleanly
 from utils.files import write_atomically
 from utils.motion_process import describe_statistics
@@ -35,7 +35,7 @@ def read_checkpoint(path, meta_dir):
     """A checkpoint with what an export carries: 'net', the network's 'args' and the loss, 'iter', 'mean', 'std' (None where unknown)."""
     checkpoint = load_checkpoint(path)
     saved = checkpoint.get("args") or {}
-    args = {**infer_args(checkpoint["net"], path), **{name: saved[name] for name in (*NET_ARGS, "recons_loss") if name in saved}}
+    args = {**network_args(checkpoint, path, {})[0], **{name: saved[name] for name in ("recons_loss",) if name in saved}}
     mean, std = checkpoint.get("mean"), checkpoint.get("std")
     if meta_dir and mean is not None:
         raise UserError(f"{path}: carries its own mean and std; leave out --meta-dir")
@@ -46,9 +46,8 @@ def read_checkpoint(path, meta_dir):
 
 def to_pth(checkpoint, path):
     """Write {'net': …} as training does; upstream loads it with strict=True."""
-    folder, name = os.path.split(path)
-    if os.path.exists(path) or name in recorded_hashes(folder):  # a run folder records what its files held
-        raise UserError(f"{path}: is there already, or hashes.json beside it records another file of this name; name another file with --to-pth")
+    if os.path.exists(path):
+        raise UserError(f"{path}: is there already; name another file with --to-pth")
     content = {key: value for key, value in checkpoint.items() if value is not None}
     try:
         write_atomically(path, lambda file: torch.save(content, file))

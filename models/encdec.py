@@ -23,11 +23,11 @@ class Encoder(nn.Module):
 
 
 class UpBlock(nn.Sequential):
-    """Resnet1D, nearest ×2 upsampling and Conv1d(3), the last two computed as one.
+    """Run Resnet1D, nearest ×2 upsampling and Conv1d(3), the last two computed as one.
 
-    Each output of a kernel of three over doubled frames sees two inputs only, one of them through two taps:
-    y[2i] = w0 x[i-1] + (w1+w2) x[i] and y[2i+1] = (w0+w1) x[i] + w2 x[i+1]. Two kernels of two at the low rate give the same
-    numbers, up to rounding, with a third fewer multiplications.
+    Each output of a kernel of three over doubled frames sees two inputs, one of them through two taps:
+    y[2i] = w0 x[i-1] + (w1+w2) x[i] and y[2i+1] = (w0+w1) x[i] + w2 x[i+1]. Two kernels of two at the
+    low rate give the same numbers, up to rounding, with a third fewer multiplications.
     """
 
     def forward(self, x):

@@ -1,73 +1,131 @@
-"""Read checkpoint files: arguments and tensors, never a pickle that could run code."""
+"""Read checkpoint files: tensors and arguments, never a pickle that could run code."""
+import argparse
 import hashlib
 import json
 import os
-import pickle
+import re
+import warnings
 import zipfile
+from pathlib import Path
 
+import numpy as np
 import torch
 
+from models.quantize_cnn import QUANTIZERS
+from models.resnet import ACTIVATIONS, NORMS
 from utils.errors import UserError
+from utils.files import describe_file
+from utils.motion_spec import SPECS
 
-HASHES = "hashes.json"  # beside the checkpoints: file name → the last few saved versions, {"iter", "sha256"}
 MODEL, CONFIG = "model.safetensors", "config.json"  # the pair that model hubs read
 PAIR, PAIR_VERSION = "motion-vqvae", 1
-MAX_BYTES = 8 << 30     # a larger declared size is refused before anything is unpacked
+
+# what rebuilds a network: the constructor's `args`, then its other parameters in their order
+NET_ARGS = ("dataname", "quantizer", "mu", "beta",
+            "nb_code", "code_dim", "output_emb_width", "down_t", "stride_t", "width", "depth",
+            "dilation_growth_rate", "vq_act", "vq_norm")
+ALIASES = {"activation": "vq_act", "norm": "vq_norm", "dataset_name": "dataname"}
+CHOICES = {"dataname": tuple(SPECS), "quantizer": tuple(QUANTIZERS), "vq_act": tuple(ACTIVATIONS),
+           "vq_norm": tuple(NORMS)}
+PUBLISHED = {"vq_act": "relu", "dilation_growth_rate": 3, "mu": 0.99, "beta": 1.0}  # what no tensor tells
+
+FIRST = "encoder.model.0.weight"  # every state-dict of the network holds this key, after its prefix
+STATE_KEYS = ("net", "state_dict", "model")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
+
+_SCALAR = np.float64(0).__reduce__()[0]
+HARMLESS = [(_SCALAR, "numpy.core.multiarray.scalar"), (_SCALAR, "numpy._core.multiarray.scalar"), np.dtype,
+            *{type(np.dtype(kind)) for kind in "?bhilqBHILQefd"}, argparse.Namespace]
 
 
-def load_checkpoint(path, verify=True):
-    """Read a checkpoint onto the CPU: a dict with at least 'net' (a state-dict).
+def load_checkpoint(path):
+    """Read a checkpoint onto the CPU.
 
-    path: a file that torch.save wrote, or the pair of export_vq.py: its folder or its model.safetensors. Only tensors and Python primitives
-    are admitted (`weights_only`), a declared size beyond 8 GiB or twice the file's is refused, and the SHA-256 is compared where one is
-    recorded, in a `hashes.json` beside the file or in the pair's config.json. Raises UserError for everything that is wrong with it.
+    path: a file of torch.save, a run folder (its net_last.pth), or the pair that export_vq.py writes (its
+    folder or its model.safetensors). Returns the file's content as a dict, with its state-dict under "net",
+    without wrappers' prefixes, and its arguments, a dict, under "args". Raises UserError where it is damaged
+    or something else, and for weights that are NaN or Inf.
     """
     path = model_file(path)
-    if path.endswith(".safetensors"):
-        return _load_pair(path)
-    if verify:
-        _verify(path)
-    try:
-        _check_declared_size(path)
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path}: not a readable checkpoint ({reason[:160]}); expected tensors and primitives saved by torch.save") from None
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("net"), dict):
-        raise UserError(f"{path}: no state-dict under 'net'; expected a checkpoint of this project or of T2M-GPT")
-    checkpoint["net"] = strip_prefixes(checkpoint["net"])
-    declared = sum(tensor.numel() * tensor.element_size() for tensor in checkpoint["net"].values() if torch.is_tensor(tensor))
-    if declared > 2 * os.path.getsize(path) + (1 << 20):  # tensors may repeat one stored number over any shape
-        raise UserError(f"{path}: its tensors declare {declared:,} bytes in a file of {os.path.getsize(path):,}; refused")
-    return checkpoint
+    content = _load_pair(path) if path.endswith(".safetensors") else _load_pickle(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}; expected a checkpoint or a state-dict")
+    if "vq_model" in content:
+        raise UserError(f"{path}: MoMask's residual VQ: not supported")
+    key = next((key for key in STATE_KEYS if isinstance(content.get(key), dict)), None)
+    if key is None and any(str(name).endswith(FIRST) for name in content):
+        key, content = "net", {"net": content}
+    if key is None:
+        raise UserError(f"{path}: holds no network under {', '.join(STATE_KEYS)}; its keys: {_some(content)}")
+    args, content = content.get("args"), _plain(content)
+    args = vars(args) if isinstance(args, argparse.Namespace) else args or {}
+    if not isinstance(args, dict) or not isinstance(content.get("iter"), int | float | None):
+        found = f"args is a {type(args).__name__}, iter a {type(content.get('iter')).__name__}"
+        raise UserError(f"{path}: {found}; expected a dictionary and a number")
+    return {**content, "net": strip_prefixes(content[key], path), "args": _plain(args)}
+
+
+def _plain(values):
+    """Return a dictionary with its numpy scalars as numbers of Python."""
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
+
+
+def _some(names):
+    """Name the first few of some keys."""
+    return ", ".join([str(name)[:30] for name in names][:4]) + (", …" if len(names) > 4 else "")
 
 
 def model_file(path):
-    """The file of a checkpoint's weights: `path` itself, or model.safetensors in the folder. Raises UserError where there is none."""
+    """Return the path of the file that holds a checkpoint's weights. Raises UserError where there is none."""
     path = os.fspath(path)
     if os.path.isdir(path):
-        if not os.path.isfile(os.path.join(path, MODEL)):
-            raise UserError(f"{path}: is a folder without {MODEL}; name a checkpoint in it, e.g. {os.path.join(path, 'net_last.pth')}")
-        path = os.path.join(path, MODEL)
+        inside = [os.path.join(path, name) for name in ("net_last.pth", MODEL)]
+        path = next((file for file in inside if os.path.isfile(file)), None)
+        if path is None:
+            raise UserError(f"{os.path.dirname(inside[0])}: a folder without net_last.pth or {MODEL}")
     if not os.path.isfile(path):
-        raise UserError(f"{path}: no such file; expected a checkpoint (net_last.pth, state_last.pth, or upstream's net_last.pth)")
+        raise UserError(f"{path}: no such file; expected a checkpoint, such as net_last.pth, or a run folder")
     return path
 
 
+def _load_pickle(path):
+    try:
+        found = describe_file(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    if not found.startswith(("a zip", "a Python pickle")):
+        raise UserError(f"{path}: is {found}; expected a checkpoint")
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:  # torch stores a CRC of each tensor and does not check it
+                if archive.testzip():
+                    raise UserError(f"{path}: damaged since it was saved; use another copy or checkpoint")
+        with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice to its developers
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except Exception as error:  # damaged archives and pickles raise nearly anything
+        name = re.search(r"(?:GLOBAL|class|function) `?([\w.]+)", str(error))
+        if name and "." in name[1]:
+            raise UserError(f"{path}: holds Python objects ({name[1][:50]}), as a whole pickled module does; "
+                            "save its state_dict() instead") from None
+        raise UserError(f"{path}: damaged, cut short, or no checkpoint of torch.save") from None
+
+
 def import_safetensors():
-    """The optional library of the pair's weights. Raises UserError where it is missing."""
+    """Return the optional safetensors library. Raises UserError where it is missing."""
     try:
         import safetensors.torch
     except ImportError:
-        raise UserError(f"{MODEL} needs safetensors, which is not installed: pip install safetensors") from None
+        raise UserError(f"{MODEL} needs safetensors: pip install safetensors") from None
     return safetensors
 
 
-def _read_config(path):
-    """config.json of a pair, or None where it is missing or something else."""
+def read_config(path):
+    """Return a pair's config.json, or None where it is missing or something else."""
     try:
-        with open(path, encoding="utf-8") as file:
-            config = json.load(file)
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return config if isinstance(config, dict) and config.get("format") == PAIR else None
@@ -75,59 +133,148 @@ def _read_config(path):
 
 def _load_pair(path):
     library, about = import_safetensors(), os.path.join(os.path.dirname(path), CONFIG)
-    config = _read_config(about)
-    if config is None:
-        raise UserError(f"{path}: no {CONFIG} of this project beside it; expected the two files that export_vq.py writes")
-    if config.get("format_version") != PAIR_VERSION:
-        raise UserError(f"{about}: format version {config.get('format_version')}, expected {PAIR_VERSION}; it needs another version of this project")
+    config = read_config(about)
+    if config is None or config.get("format_version") != PAIR_VERSION:
+        raise UserError(f"{path}: no {CONFIG} of this version beside it; expected what export_vq.py writes")
     if config.get("sha256") != sha256(path):
-        raise UserError(f"{path}: SHA-256 mismatch with {about}: one of the two was damaged or belongs to another model; export it again")
+        raise UserError(f"{path}: its SHA-256 is not the one in {CONFIG}: damaged, or of another model")
     try:
         state = library.torch.load_file(path)
-        statistics = {name: None if config[name] is None else torch.tensor(config[name], dtype=torch.float64) for name in ("mean", "std")}
-        return dict(net=state, args=dict(config["args"]), iter=config["iteration"], **statistics)
-    except (KeyError, TypeError, ValueError, RuntimeError, OSError, library.SafetensorError) as error:
-        raise UserError(f"{path}: unreadable, or its {CONFIG} is damaged ({str(error).splitlines()[0][:160]}); export it again") from None
-
-
-def strip_prefixes(state):
-    """State-dict without the prefixes that wrappers leave on every key."""
-    while state and (prefix := next((p for p in ("_orig_mod.", "module.") if all(key.startswith(p) for key in state)), None)):
-        state = {key[len(prefix):]: value for key, value in state.items()}
-    return state
-
-
-def _check_declared_size(path):
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        declared = sum(entry.file_size for entry in archive.infolist())
-    if declared > min(MAX_BYTES, 2 * os.path.getsize(path) + (1 << 20)):
-        raise ValueError(f"it declares {declared:,} bytes in a file of {os.path.getsize(path):,}")
+    except (ValueError, RuntimeError, OSError, library.SafetensorError):
+        raise UserError(f"{path}: damaged; export it again") from None
+    known = {name: config[name] for name in ("args", "mean", "std") if config.get(name) is not None}
+    return {"net": state, "iter": config.get("iteration"), **known}
 
 
 def sha256(path):
-    """Hex digest of a file's bytes."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+    """Return the hex digest of a file's bytes."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-def recorded_hashes(folder):
-    """The folder's record of saved files, {name: [{"iter", "sha256"}, …]} oldest first; empty without one."""
+def strip_prefixes(state, path):
+    """Return a state-dict with upstream's keys, without the prefixes of wrappers.
+
+    Raises UserError naming the first entry that is no tensor of numbers, and the first with a NaN or Inf.
+    """
+    for name, tensor in state.items():
+        plain = torch.is_tensor(tensor) and tensor.layout == torch.strided and tensor.device.type == "cpu"
+        if not isinstance(name, str) or not plain or tensor.dtype not in DTYPES:
+            found = f"{tensor.dtype} tensor" if torch.is_tensor(tensor) else type(tensor).__name__
+            raise UserError(f"{path}: {str(name)[:60]!r} is a {found}; expected tensors of numbers by name")
+        if not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"{path}: {name[:60]} holds NaN or Inf; use an earlier checkpoint")
+    prefix = next((name[:-len(FIRST)] for name in state if name.endswith(FIRST)), "vqvae.")
+    return {f"vqvae.{name[len(prefix):]}" if name.startswith(prefix) else name: tensor
+            for name, tensor in state.items()}
+
+
+def network_args(checkpoint, path, given):
+    """Return the arguments of a checkpoint's network, a dict of NET_ARGS, and lines on what was assumed.
+
+    given: the caller's arguments. Each comes from the file (else from opt.txt or args.json beside it), from
+    `given`, or from what fits the tensors, the published one first. Raises UserError where two contradict.
+    """
+    possible, recorded, source = infer_args(checkpoint["net"], path), _known(checkpoint["args"], path), None
+    if not recorded:
+        recorded, source = _read_beside(path)
+    given, args, assumed = _known(given, "from_checkpoint"), {}, []
+    for name in NET_ARGS:
+        fits = possible.get(name, ())
+        for values in (recorded, given):
+            if name in values and fits and values[name] not in fits:
+                raise UserError(f"{path}: {name} {values[name]} contradicts the file, which has "
+                                f"{' or '.join(map(str, fits))}; leave it out")
+            if name in values:
+                args[name] = values[name]
+                fits = fits if name == "dataname" else (values[name],)  # data sets of one width are alike
+        if name not in args:
+            args[name] = fits[0] if fits else PUBLISHED[name]
+            if len(fits) != 1 and name not in ("dataname", "mu", "beta"):
+                assumed.append(f"{name} {args[name]}")
+    remarks = [f"network arguments read from {source} beside the checkpoint"] if source else []
+    if assumed:
+        remarks.append("what the checkpoint does not tell was assumed: " + ", ".join(assumed))
+    return args, remarks
+
+
+def infer_args(state, path="checkpoint"):
+    """Return what a state-dict tells of its network: {name of NET_ARGS: tuple of the values that fit}."""
+    first, learnt = state.get(f"vqvae.{FIRST}"), state.get("vqvae.quantizer.embedding.weight")
+    codes = state.get("vqvae.quantizer.codebook", learnt)
+    if any(name.startswith("vqvae.quantizer.layers.") for name in state):
+        raise UserError(f"{path}: MoMask's residual VQ: not supported")
+    if first is None or codes is None or first.ndim != 3 or codes.ndim != 2:
+        raise UserError(f"{path}: no motion VQ-VAE; its state-dict holds {_some(state)}")
+    datanames = tuple(spec.name for spec in SPECS.values() if spec.width == first.shape[1])
+    if not datanames:
+        raise UserError(f"{path}: {first.shape[1]} features a frame: a data set this project does not know")
+    block = "vqvae.encoder.model.2.1.model."
+    norms = ("BN",) if f"{block}0.norm1.running_mean" in state else ("LN", "GN")  # LN and GN look alike
+    down = state.get("vqvae.encoder.model.2.0.weight")
+    return dict(
+        dataname=datanames, quantizer=("ema_reset", "ema", "reset") if learnt is None else ("orig",),
+        nb_code=(codes.shape[0],), code_dim=(codes.shape[1],), output_emb_width=(codes.shape[1],),
+        down_t=(sum(bool(re.fullmatch(r"vqvae\.encoder\.model\.\d+\.0\.weight", name)) for name in state),),
+        stride_t=(2 if down is None else down.shape[-1] // 2,), width=(first.shape[0],),
+        depth=(sum(name.startswith(block) and name.endswith("conv1.weight") for name in state),),
+        vq_norm=norms if f"{block}0.norm1.weight" in state else (None,))
+
+
+def _known(values, path):
+    """Return the network's arguments among `values`. Raises UserError for one that cannot be."""
+    values = {ALIASES.get(name, name): value for name, value in values.items()}
+    known = {name: values[name] for name in NET_ARGS if name in values}
+    if known.get("vq_norm") == "none":
+        known["vq_norm"] = None
+    for name, value in known.items():
+        if name in CHOICES:
+            fits, expected = isinstance(value, str | None) and value in CHOICES[name], CHOICES[name]
+        elif name in ("mu", "beta"):
+            fits, expected = isinstance(value, int | float) and value >= 0, "a number of at least 0"
+        else:
+            fits, expected = isinstance(value, int) and 0 < value < 1 << 20, "a whole number over 0"
+        if not fits:
+            raise UserError(f"{path}: {name} is {str(value)[:30]!r}; expected {expected}")
+    return known
+
+
+def _read_beside(path):
+    """Return the network's arguments in opt.txt or args.json beside a checkpoint, and the file's name."""
+    for file in (Path(model_file(path)).with_name(name) for name in ("opt.txt", "args.json")):
+        try:
+            text = file.read_text(encoding="utf-8-sig")
+            values = dict(json.loads(text)) if file.suffix == ".json" else _read_lines(text)
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, TypeError):
+            raise UserError(f"{file}: cannot be read; mend it, or move it away to do without") from None
+        if known := _known(values, file):
+            return known, file.name
+    return {}, None
+
+
+def _read_lines(text):
+    """Return the values of lines `key: value`: numbers, None or strings."""
+    values = {}
+    for key, _, value in (line.partition(":") for line in text.splitlines()):
+        try:
+            values[key.strip()] = json.loads(value)
+        except ValueError:
+            values[key.strip()] = None if value.strip() == "None" else value.strip()
+    return values
+
+
+def read_statistics(checkpoint, width, path):
+    """Return a checkpoint's mean and std, (width,) float64 arrays, or None and None where it has neither."""
+    if "mean" not in checkpoint and "std" not in checkpoint:
+        return None, None
+    mean, std = checkpoint.get("mean"), checkpoint.get("std")
     try:
-        with open(os.path.join(folder, HASHES), encoding="utf-8") as file:
-            return json.load(file)
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}
-
-
-def _verify(path):
-    folder, name = os.path.split(path)
-    versions = recorded_hashes(folder).get(name)
-    if versions and sha256(path) not in {version["sha256"] for version in versions}:
-        last = versions[-1]
-        raise UserError(f"{path}: SHA-256 mismatch: found {sha256(path)[:16]}…, recorded {last['sha256'][:16]}… (iteration {last['iter']}); "
-                        "the file was damaged or changed after it was saved: use another checkpoint of the run")
+        mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+        good = mean.shape == std.shape == (width,) and np.isfinite(mean + std).all() and (std > 0).all()
+    except (TypeError, ValueError, RuntimeError):
+        good = False
+    if not good:
+        found = " and ".join(f"{name} of shape {np.shape(a)}" for name, a in (("mean", mean), ("std", std)))
+        raise UserError(f"{path}: {found}; expected {width} finite numbers each, every std over 0")
+    return mean, std

@@ -1,6 +1,8 @@
 """Residual blocks of dilated 1-D convolutions: shape (N, C, T) in and out."""
 import torch.nn as nn
 
+from utils.errors import UserError
+
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
 
 
@@ -11,17 +13,26 @@ class ChannelLayerNorm(nn.LayerNorm):
         return super().forward(x.transpose(-2, -1)).transpose(-2, -1)
 
 
+class BatchNorm(nn.BatchNorm1d):
+    """BatchNorm1d that refuses, in one line, to train on a single value per channel."""
+
+    def forward(self, x):
+        if self.training and x.shape[0] * x.shape[-1] == 1:
+            raise UserError("batch norm cannot train on one value per channel: use more or longer windows")
+        return super().forward(x)
+
+
 # T2M-GPT models/resnet.py: group and batch norm use eps 1e-6
 NORMS = {
     None: lambda channels: nn.Identity(),
     "LN": ChannelLayerNorm,
     "GN": lambda channels: nn.GroupNorm(32, channels, eps=1e-6),
-    "BN": lambda channels: nn.BatchNorm1d(channels, eps=1e-6),
+    "BN": lambda channels: BatchNorm(channels, eps=1e-6),
 }
 
 
 class ResConv1DBlock(nn.Module):
-    """x + conv2(act2(norm2(conv1(act1(norm1(x)))))): a dilated convolution of three, then one of one."""
+    """Add conv2(act2(norm2(conv1(act1(norm1(x)))))) to x: a dilated kernel of three, then one of one."""
 
     def __init__(self, n_in, n_state, dilation=1, activation="relu", norm=None):
         super().__init__()
@@ -38,11 +49,13 @@ class ResConv1DBlock(nn.Module):
 
 
 class Resnet1D(nn.Module):
-    """`n_depth` residual blocks; dilations `dilation_growth_rate ** i`, the widest first unless `reverse_dilation` is False."""
+    """Stack residual blocks of dilations `dilation_growth_rate ** i`, by default the widest first."""
 
-    def __init__(self, n_in, n_depth, dilation_growth_rate=1, reverse_dilation=True, activation="relu", norm=None):
+    def __init__(self, n_in, n_depth, dilation_growth_rate=1, reverse_dilation=True, activation="relu",
+                 norm=None):
         super().__init__()
-        blocks = [ResConv1DBlock(n_in, n_in, dilation_growth_rate ** i, activation, norm) for i in range(n_depth)]
+        blocks = [ResConv1DBlock(n_in, n_in, dilation_growth_rate ** i, activation, norm)
+                  for i in range(n_depth)]
         self.model = nn.Sequential(*(reversed(blocks) if reverse_dilation else blocks))
 
     def forward(self, x):

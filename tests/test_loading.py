@@ -1,53 +1,166 @@
-"""Checkpoints: whole or not at all, hashed, and never code."""
-import json
+"""Checkpoints of every origin: what loads, and the one line for everything else."""
+import argparse
 import os
 import pickle
-import subprocess
-import zipfile
+import re
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
-from models.loading import load_checkpoint
-from training import checkpoint as module
-from training.checkpoint import save_checkpoint
+from models.loading import NET_ARGS, load_checkpoint, model_file
+from models.vqvae import HumanVQVAE
 from utils.errors import UserError
-from utils.files import remove_stale, write_atomically
+
+NAMED = SimpleNamespace(dataname="t2m", quantizer="ema_reset", mu=0.99, beta=1.0)
 
 
-def some(step):
-    return {"net": {"w": torch.full((1000,), float(step))}, "iter": step}
+def build(**options):
+    torch.manual_seed(0)
+    net = HumanVQVAE(NAMED, 8, 32, 32, 1, 2, 32, 2, 3, **options)
+    net.vqvae.quantizer.init_codebook(torch.randn(8, 32))
+    return net.eval()
 
 
-def test_the_last_two_are_kept_and_their_hashes_recorded(tmp_path):
-    path = tmp_path / "state_last.pth"
-    for step in (1, 2, 3):
-        save_checkpoint(str(path), some(step), keep_previous="state_prev.pth")
-    assert load_checkpoint(path)["iter"] == 3
-    assert load_checkpoint(tmp_path / "state_prev.pth")["iter"] == 2
-    recorded = json.loads((tmp_path / "hashes.json").read_text())["state_last.pth"][-1]
-    sums = subprocess.run(["sha256sum", str(path)], capture_output=True, text=True, check=True).stdout
-    assert sums.split()[0] == recorded["sha256"] and recorded["iter"] == 3
+@pytest.fixture(scope="module")
+def net():
+    return build()
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip"])
-def test_damage_is_named_by_its_hash(tmp_path, damage):
-    path = tmp_path / "net_last.pth"
-    save_checkpoint(str(path), some(7))
-    data = bytearray(path.read_bytes())
-    if damage == "flip":
-        data[len(data) // 2] ^= 1
-    path.write_bytes(bytes(data[:-500] if damage == "truncate" else data))
-    with pytest.raises(UserError, match=r"SHA-256 mismatch.*iteration 7"):
-        load_checkpoint(path)
+@pytest.fixture(scope="module")
+def weights(net):
+    return net.state_dict()
 
 
-def test_a_truncated_file_without_a_record_is_refused_too(tmp_path):
-    torch.save(some(1), tmp_path / "x.pth")
-    (tmp_path / "x.pth").write_bytes((tmp_path / "x.pth").read_bytes()[:-300])
-    with pytest.raises(UserError, match="not a readable checkpoint"):
-        load_checkpoint(tmp_path / "x.pth")
+@pytest.fixture
+def save(tmp_path):
+    """Return a function that saves its argument, of torch.save or raw bytes, and returns the path."""
+    def write(content, name="net.pth", **options):
+        path = tmp_path / name
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            torch.save(content, path, **options)
+        return path
+    return write
 
+
+def refusal(path, **overrides):
+    """Return the message, without the path, that `path` is refused with; it is one plain line."""
+    with pytest.raises(UserError) as caught:
+        HumanVQVAE.from_checkpoint(path, **overrides)
+    text = str(caught.value).replace(str(path), "FILE")
+    assert "\n" not in text and "\x1b" not in text and len(text) <= 160 and "torch.load" not in text, text
+    return text
+
+
+# what loads
+
+@pytest.mark.parametrize("wrap", [
+    lambda state: state,
+    lambda state: {"net": state},
+    lambda state: {"state_dict": state, "epoch": 3},
+    lambda state: {"model": {f"module.{name}": value for name, value in state.items()}},
+    lambda state: {"net": {f"_orig_mod.module.{name}": value for name, value in state.items()}},
+    lambda state: {"net": {name.removeprefix("vqvae."): value for name, value in state.items()}},
+    lambda state: {"net": state, "iter": np.int64(7), "loss": np.float32(2), "args": {"mu": np.float64(0.9)}},
+    lambda state: {"net": state, "args": argparse.Namespace(vq_act="relu")},
+], ids=["bare", "net", "state_dict", "module", "compiled", "inner", "numpy scalars", "namespace"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_weights_load_from_every_wrapping(save, net, weights, wrap, zipped):
+    path = save(wrap(weights), _use_new_zipfile_serialization=zipped)
+    loaded, x = HumanVQVAE.from_checkpoint(path), torch.randn(2, 16, 263)
+    assert torch.equal(loaded(x)[0], net(x)[0])
+
+
+def test_a_folder_means_its_last_weights(save, weights):
+    folder = save({"net": weights}, "net_last.pth").parent
+    assert model_file(folder) == str(folder / "net_last.pth")
+    assert HumanVQVAE.from_checkpoint(folder).nb_code == 8
+    os.remove(folder / "net_last.pth")
+    assert "a folder without net_last.pth" in refusal(folder)
+    assert "no such file" in refusal(folder / "net_last.pth")
+
+
+def test_what_a_file_records_is_used(save):
+    net = build(activation="silu", norm="GN")
+    args = dict(vq_act="silu", vq_norm="GN", dilation_growth_rate=3, quantizer="ema", mu=0.5, lr=0.1)
+    mean, std = torch.linspace(0, 1, 263), torch.linspace(1, 2, 263)
+    path = save({"net": net.state_dict(), "args": args, "iter": 9, "mean": mean, "std": std})
+    loaded, x = HumanVQVAE.from_checkpoint(path), torch.randn(2, 16, 263)
+    assert torch.equal(loaded(x)[0], net(x)[0]) and loaded.vqvae.quantizer.mu == 0.5
+    assert loaded.recipe == args and loaded.iteration == 9 and loaded.remarks == []
+    assert loaded.args["vq_norm"] == "GN" and set(loaded.args) == set(NET_ARGS)
+    assert loaded.mean.dtype == np.float64 and np.allclose(loaded.std, std)
+
+
+CONTRADICTIONS = dict(
+    dataname="kit", quantizer="ema", mu=0.5, beta=0.5, nb_code=9, code_dim=64, output_emb_width=64, down_t=2,
+    stride_t=4, width=64, depth=3, dilation_growth_rate=2, vq_act="gelu", vq_norm="LN")
+
+
+@pytest.mark.parametrize("name", NET_ARGS)
+def test_an_argument_against_the_file_is_refused_with_both_values(save, net, weights, name):
+    own = dict(dataname="t2m", quantizer="ema_reset", mu=0.99, beta=1.0, nb_code=8, code_dim=32,
+               output_emb_width=32, down_t=1, stride_t=2, width=32, depth=2, dilation_growth_rate=3,
+               vq_act="relu", vq_norm=None)
+    path = save({"net": weights, "args": own})
+    text = refusal(path, **{name: CONTRADICTIONS[name]})
+    assert str(CONTRADICTIONS[name]) in text and str(own[name]) in text
+    assert HumanVQVAE.from_checkpoint(path, **{name: own[name]}).args == own
+    if name not in ("mu", "beta", "dilation_growth_rate", "vq_act", "quantizer"):  # so do the tensors alone
+        bare = save({"net": weights, "args": {name: CONTRADICTIONS[name]}})
+        assert str(CONTRADICTIONS[name]) in refusal(bare)
+
+
+def test_the_constructors_names_are_understood_and_others_are_not(save):
+    path = save({"net": build(activation="silu", norm="GN").state_dict()})
+    loaded = HumanVQVAE.from_checkpoint(path, activation="silu", norm="GN", nb_code=8)
+    assert (loaded.args["vq_act"], loaded.args["vq_norm"]) == ("silu", "GN")
+    for wrong in ({"nbcode": 8}, {"vq_act": "relu", "activation": "relu"}):
+        with pytest.raises(TypeError, match="unexpected"):
+            HumanVQVAE.from_checkpoint(path, **wrong)
+    for wrong in ({"vq_act": "tanh"}, {"quantizer": "lfq"}, {"mu": "much"}, {"dilation_growth_rate": 0}):
+        assert "expected" in refusal(path, **wrong)
+
+
+def test_what_the_tensors_cannot_tell_is_said(save):
+    (remark,) = HumanVQVAE.from_checkpoint(save({"net": build(norm="GN").state_dict()})).remarks
+    for words in ("vq_act relu", "vq_norm LN", "dilation_growth_rate 3", "quantizer ema_reset"):
+        assert words in remark
+    told = dict(vq_act="relu", vq_norm="GN", dilation_growth_rate=3, quantizer="ema")
+    path = save({"net": build(norm="GN").state_dict()})
+    assert HumanVQVAE.from_checkpoint(path, **told).remarks == []
+
+
+@pytest.mark.parametrize(("name", "text"), [
+    ("opt.txt", "--- Options ---\nvq_act: silu\nvq_norm: None\nnb_code: 8\ndilation_growth_rate: 2\n"
+                "quantizer: ema\ndataset_name: t2m\ndata_root: ./elsewhere\n"),
+    ("args.json", '{"vq_act": "silu", "dilation_growth_rate": 2, "quantizer": "ema", "lr": 0.1}')])
+def test_arguments_beside_a_bare_file_are_read(save, weights, name, text):
+    path = save({"net": weights})
+    path.with_name(name).write_text(text)
+    loaded = HumanVQVAE.from_checkpoint(path)
+    assert loaded.args["vq_act"] == "silu" and loaded.args["dilation_growth_rate"] == 2
+    assert len(loaded.remarks) == 1 and name in loaded.remarks[0] and loaded.recipe == {}
+    assert "silu" in refusal(path, vq_act="relu")
+    recorded = save({"net": weights, "args": {"vq_act": "gelu"}}, "recorded.pth")
+    assert HumanVQVAE.from_checkpoint(recorded).args["vq_act"] == "gelu"  # the file's own come first
+    path.with_name(name).write_bytes(b"\xff\xfe\x00{")
+    assert f"{name}: cannot be read" in refusal(path)
+
+
+def test_saved_statistics_of_the_codebook_come_back(save, net, weights):
+    state = dict(filled=True, counted=True, code_sum=torch.ones(8, 32), code_count=torch.full((8,), 3.0))
+    loaded = HumanVQVAE.from_checkpoint(save({"net": weights, "quantizer": state}))
+    assert loaded.vqvae.quantizer.has_statistics and (loaded.vqvae.quantizer.code_count == 3).all()
+    for wrong in (dict(state, code_count=torch.ones(1)), dict(filled=True), dict(state, filled=None), [1],
+                  dict(state, code_sum=torch.full((8, 32), torch.nan))):
+        assert "of its quantizer" in refusal(save({"net": weights, "quantizer": wrong}))
+
+
+# what does not
 
 class Canary:
     def __init__(self, path):
@@ -57,71 +170,69 @@ class Canary:
         return os.system, (f"touch {self.path}",)
 
 
-@pytest.mark.parametrize("save", [torch.save, lambda content, path: pickle.dump(content, open(path, "wb"))])
-def test_a_malicious_pickle_never_runs(tmp_path, save):
-    save({"net": {}, "x": Canary(tmp_path / "canary")}, tmp_path / "evil.pth")
-    with pytest.raises(UserError, match="not a readable checkpoint"):
-        load_checkpoint(tmp_path / "evil.pth")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_malicious_pickle_never_runs(save, tmp_path, zipped):
+    path = save({"net": {}, "x": Canary(tmp_path / "canary")}, _use_new_zipfile_serialization=zipped)
+    assert "system" in refusal(path)
     assert not (tmp_path / "canary").exists()
 
 
-def test_bombs_are_refused_from_their_declared_size(tmp_path):
-    torch.save({"net": {"w": torch.zeros(1).expand(10 ** 9)}}, tmp_path / "shape.pth")
-    with pytest.raises(UserError, match="declare 4,000,000,000 bytes"):
-        load_checkpoint(tmp_path / "shape.pth")
-    with zipfile.ZipFile(tmp_path / "zip.pth", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", b"\0" * (64 << 20))
-    with pytest.raises(UserError, match="declares"):
-        load_checkpoint(tmp_path / "zip.pth")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_whole_pickled_net_is_named(save, net, zipped):
+    assert "a whole pickled module" in refusal(save(net, _use_new_zipfile_serialization=zipped))
 
 
-@pytest.mark.parametrize("content", [[1, 2], {"other": 1}, {"net": torch.zeros(3)}])
-def test_other_files_are_told_apart(tmp_path, content):
-    torch.save(content, tmp_path / "x.pth")
-    with pytest.raises(UserError, match="no state-dict under 'net'"):
-        load_checkpoint(tmp_path / "x.pth")
-    with pytest.raises(UserError, match="no such file"):
-        load_checkpoint(tmp_path / "y.pth")
+@pytest.mark.parametrize(("content", "found"), [
+    (b"", "empty"), (b"<!DOCTYPE html>", "a web page"), (b"version https://git-lfs.github.com/spec", "LFS"),
+    (b"hello", "another kind"), (b"PK\x03\x04 and no more", "damaged"), (pickle.dumps([1], 4), "damaged"),
+    ([1, 2], "a list"), (torch.zeros(3), "a Tensor"), ({"trans": {}, "epoch": 1}, "its keys: trans, epoch"),
+    ({"net": torch.zeros(3)}, "its keys: net"), ({"net": {"w": torch.zeros(3)}}, "no motion VQ-VAE.*holds w"),
+    ({"vq_model": {}, "ep": 3}, "MoMask's residual VQ: not supported"), ({"net": {"w": "x"}}, "'w' is a str"),
+    ({"net": {3: torch.zeros(3)}}, "'3' is a"), ({"net": {"w": torch.zeros(3).to_sparse()}}, "'w' is a")])
+def test_other_files_are_told_apart(save, content, found):
+    assert re.search(found, refusal(save(content)))
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
-def test_wrappers_prefixes_are_stripped(tmp_path, prefix):
-    torch.save({"net": {f"{prefix}w": torch.ones(2), f"{prefix}module.b": torch.ones(2)}}, tmp_path / "x.pth")
-    assert list(load_checkpoint(tmp_path / "x.pth")["net"]) == ["w", "module.b"]
+@pytest.mark.parametrize(("more", "found"), [
+    ({"args": [1]}, "args is a list"), ({"args": {"dataname": "motionx"}}, "motionx"),
+    ({"args": {"quantizer": "residual"}}, "residual"), ({"args": {"nb_code": "many"}}, "many"),
+    ({"mean": torch.zeros(251), "std": torch.ones(251)}, r"\(251,\).*263"),
+    ({"mean": None, "std": None}, "mean"),
+    ({"mean": torch.zeros(263)}, "std"), ({"mean": torch.zeros(263), "std": torch.zeros(263)}, "std over 0"),
+    ({"mean": "a", "std": "b"}, "mean"), ({"iter": "late"}, "iter a str")])
+def test_what_lies_beside_the_weights_is_checked(save, weights, more, found):
+    assert re.search(found, refusal(save({"net": weights, **more})))
 
 
-def test_a_failed_write_keeps_the_old_file(tmp_path):
-    path = tmp_path / "x.pth"
-    path.write_bytes(b"old")
-
-    def fail(file):
-        file.write(b"new")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(str(path), fail)
-    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["x.pth"]
+@pytest.mark.parametrize("key", ["vqvae.encoder.model.0.weight", "vqvae.decoder.model.5.bias",
+                                 "vqvae.quantizer.codebook"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(save, weights, key, bad):
+    broken = {name: value.clone() for name, value in weights.items()}
+    broken[key].view(-1)[-1] = bad
+    assert f"{key} holds NaN or Inf" in refusal(save({"net": broken}))
 
 
-def test_a_full_disk_is_tried_twice_and_told_in_one_line(tmp_path, monkeypatch):
-    path = tmp_path / "state_last.pth"
-    save_checkpoint(str(path), some(1))
-    tries = []
-
-    def full(content, file):
-        tries.append(file.write(b"partial"))
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(module.torch, "save", full)
-    with pytest.raises(UserError, match=r"No space left.*previous checkpoint is untouched"):
-        save_checkpoint(str(path), some(2))
-    monkeypatch.undo()
-    assert len(tries) == 2 and load_checkpoint(path)["iter"] == 1
-    assert sorted(os.listdir(tmp_path)) == ["hashes.json", "state_last.pth"]
+def test_an_unknown_width_and_another_network_are_named(save, weights):
+    first = "vqvae.encoder.model.0.weight"
+    wide = {**weights, first: torch.zeros(32, 322, 3)}
+    assert "322 features" in refusal(save({"net": wide}))
+    half = {name: value for name, value in weights.items() if "decoder" not in name}
+    assert re.search(r"another network.*decoder\.model\.0\.weight none, expected \(32, 32, 3\)",
+                     refusal(save({"net": half})))
+    layers = {name.replace("codebook", "layers.0.codebook"): value for name, value in weights.items()}
+    assert "MoMask" in refusal(save({"net": layers}))
 
 
-def test_stale_temporary_files_are_removed(tmp_path):
-    (tmp_path / "state_last.pth.123.tmp").write_bytes(b"x")
-    (tmp_path / "net_last.pth").write_bytes(b"y")
-    assert remove_stale(tmp_path) == ["state_last.pth.123.tmp"]
-    assert os.listdir(tmp_path) == ["net_last.pth"]
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_damage_is_noticed(save, weights, damage):
+    data = bytearray(save({"net": weights}).read_bytes())
+    data[len(data) // 2] ^= 1
+    text = refusal(save(bytes(data if damage == "flipped" else data[:-300])))
+    assert "damaged" in text
+
+
+def test_other_entries_are_kept_for_resuming(save, weights):
+    content = load_checkpoint(save({"net": weights, "optimizer": {"state": {}}, "best": {"mpjpe": 1.0}}))
+    assert content["optimizer"] == {"state": {}} and content["best"] == {"mpjpe": 1.0}
+    assert content["args"] == {}

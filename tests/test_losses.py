@@ -28,7 +28,8 @@ def test_upstreams_slice_is_positions():
     assert get_spec("t2m").width == 263 and get_spec("kit").width == 251
 
 
-@pytest.mark.parametrize(("name", "small", "large"), [("l1", 0.5, 3), ("l2", 0.25, 9), ("l1_smooth", 0.125, 2.5)])
+@pytest.mark.parametrize(("name", "small", "large"),
+                         [("l1", 0.5, 3), ("l2", 0.25, 9), ("l1_smooth", 0.125, 2.5)])
 def test_each_loss_by_hand(name, small, large):
     loss, zero = ReConsLoss(name, 22), torch.zeros(1, 1, 263)
     assert float(loss(zero + 0.5, zero)) == pytest.approx(small)

@@ -54,9 +54,11 @@ def test_updates_follow_the_reference(name):
         x = latents(seed)
         before = quantizer.codebook.clone()
         out, loss, perplexity = quantizer(x)
-        codebook, code_sum, code_count, nearest = reference_step(name, codebook, code_sum, code_count, rows_of(x).double().numpy())
+        rows = rows_of(x).double().numpy()
+        codebook, code_sum, code_count, nearest = reference_step(name, codebook, code_sum, code_count, rows)
         z = before[nearest]
-        torch.testing.assert_close(rows_of(out), z, atol=1e-6, rtol=0)  # the output uses the codebook from before the update
+        # the output uses the codebook from before the update
+        torch.testing.assert_close(rows_of(out), z, atol=1e-6, rtol=0)
         torch.testing.assert_close(loss, (rows_of(x) - z).square().mean())
         p = np.bincount(nearest, minlength=K) / len(nearest)
         assert float(perplexity) == pytest.approx(np.exp(-(p * np.log(p + 1e-7)).sum()), rel=1e-5)
@@ -88,17 +90,17 @@ def test_evaluation_changes_nothing_and_equals_look_up(name):
     quantizer = build(name).train()
     quantizer(latents(0))
     quantizer.eval()
-    before = {key: value.clone() for key, value in [*quantizer.named_buffers(), *quantizer.named_parameters()]}
+    values = dict([*quantizer.named_buffers(), *quantizer.named_parameters()])
+    before = {key: value.clone() for key, value in values.items()}
     x = latents(3)
     out, _, _ = quantizer(x)
     torch.testing.assert_close(rows_of(out), quantizer.dequantize(quantizer.quantize(rows_of(x))))
-    for key, value in [*quantizer.named_buffers(), *quantizer.named_parameters()]:
-        assert torch.equal(value, before[key]), key
+    assert all(torch.equal(value, before[key]) for key, value in values.items())
 
 
 def test_few_rows_are_tiled_with_little_noise():
     quantizer, x = build("ema_reset", nb_code=40).train(), latents(0, windows=1)
-    quantizer.fill(rows_of(x))
+    quantizer.init_codebook(rows_of(x))
     spread = (quantizer.codebook - rows_of(x).repeat(10, 1)).std()
     assert 0.5 < spread / (0.01 / C ** 0.5) < 2
 
@@ -120,7 +122,8 @@ def test_a_loaded_codebook_is_not_refilled_and_loses_no_code_at_once(name):
     assert not loaded.filled
     x = latents(6)
     out, _, _ = loaded(x)
-    torch.testing.assert_close(rows_of(out)[:K], rows_of(x)[:K])  # looked up in the new fill, each row is its own code
+    # looked up in the new codebook, each row is its own code
+    torch.testing.assert_close(rows_of(out)[:K], rows_of(x)[:K])
 
 
 def test_training_state_carries_the_statistics():

@@ -97,7 +97,7 @@ def test_half_precision_is_for_the_convolutions_alone(amp):
 
 def test_an_overflow_in_fp16_moves_nothing_and_halves_the_scale():
     net, objective, optimizer, scaler, x = setup("--amp", "fp16", scale=2.0 ** 40)
-    net.vqvae.quantizer.fill(torch.randn(32, 32))
+    net.vqvae.quantizer.init_codebook(torch.randn(32, 32))
     before = snapshot(net)
     done = train_step(objective, net, optimizer, scaler, [x])
     assert bool(done.refused) and not bool(done.bad) and torch.isfinite(done.losses).all() and unchanged(net, before)

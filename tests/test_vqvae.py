@@ -1,4 +1,9 @@
-"""The network's shapes, keys and rebuilding."""
+"""The network's shapes, keys, and motion in and out."""
+import copy
+import io
+import multiprocessing
+import pickle
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,12 +12,12 @@ import torch
 
 from models.encdec import Decoder, UpBlock
 from models.resnet import Resnet1D
-from models.vqvae import VQVAE_251, HumanVQVAE
+from models.vqvae import VQVAE_251, HumanVQVAE, load_net
 from tests.helpers import make_clip
-from tests.test_player import data_of, unpack
 from tests.test_draw import dance
+from tests.test_player import data_of, unpack
 from utils.errors import UserError
-from utils.motion_process import extract_features, recover_from_ric
+from utils.motion_process import extract_features, group_statistics, recover_from_ric
 from utils.motion_spec import KIT, T2M
 
 PUBLISHED = SimpleNamespace(dataname="t2m", quantizer="ema_reset", mu=0.99, beta=1.0)
@@ -52,6 +57,7 @@ def test_published_state_dict_and_shapes():
     assert {key: tuple(value.shape) for key, value in net.state_dict().items()} == published_keys()
     assert len(net.state_dict()) == 67
     assert sum(value.numel() for value in net.state_dict().values()) == 19_436_807 + 512 * 512
+    net.vqvae.quantizer.init_codebook(torch.randn(512, 512))
     x = torch.randn(2, 64, 263)
     assert net.vqvae.encoder(x.transpose(1, 2)).shape == (2, 512, 16)
     codes = net.encode(x)
@@ -74,7 +80,8 @@ def test_joined_upsampling_equals_upsampling_then_convolution():
 
 
 @pytest.mark.parametrize("quantizer", ["ema_reset", "orig", "ema", "reset"])
-@pytest.mark.parametrize(("dataname", "act", "norm"), [("t2m", "gelu", "LN"), ("kit", "silu", "GN"), ("t2m", "relu", "BN")])
+@pytest.mark.parametrize(("dataname", "act", "norm"),
+                         [("t2m", "gelu", "LN"), ("kit", "silu", "GN"), ("t2m", "relu", "BN")])
 def test_every_variant_runs_both_ways(quantizer, dataname, act, norm):
     net = small(dataname, quantizer, act, norm)
     width = 263 if dataname == "t2m" else 251
@@ -102,6 +109,23 @@ def test_impossible_sizes_are_refused():
         VQVAE_251(PUBLISHED, code_dim=32, output_emb_width=32, width=32, stride_t=4)
 
 
+def test_both_constructors_have_one_signature():
+    import inspect
+    names = list(inspect.signature(HumanVQVAE).parameters)
+    assert names == list(inspect.signature(VQVAE_251).parameters) == [
+        "args", "nb_code", "code_dim", "output_emb_width", "down_t", "stride_t", "width", "depth",
+        "dilation_growth_rate", "activation", "norm"]
+
+
+def test_features_are_turned_for_the_encoder_and_back():
+    vqvae, x = small().vqvae, torch.randn(2, 8, 263)
+    for given in (x, x.double(), (10 * x).int()):
+        turned = vqvae.preprocess(given)
+        assert turned.dtype == torch.float32 and torch.equal(turned, given.float().transpose(1, 2))
+        assert torch.equal(vqvae.postprocess(turned), given.float())
+    assert vqvae.postprocess(x.half().transpose(1, 2)).dtype == torch.float32
+
+
 @pytest.mark.parametrize("quantizer", ["ema_reset", "orig"])
 def test_an_upstream_file_rebuilds_its_net(tmp_path, quantizer):
     net = small(quantizer=quantizer)
@@ -116,17 +140,123 @@ def test_an_upstream_file_rebuilds_its_net(tmp_path, quantizer):
     assert rebuilt.reconstruct(x[0].numpy()[:30]).shape == (28, 22, 3)
 
 
-def test_a_checkpoint_of_another_network_is_refused_whole(tmp_path):
-    other = small("kit", width=64)
-    torch.save({"net": other.state_dict()}, tmp_path / "kit.pth")
-    assert HumanVQVAE.from_checkpoint(tmp_path / "kit.pth").spec.name == "kit"
-    from models.loading import load_checkpoint
-    from models.vqvae import load_net
-    net = small()
+def test_another_network_is_refused_whole():
+    net, other = small(), small("kit", width=64)
     before = {key: value.clone() for key, value in net.state_dict().items()}
     with pytest.raises(UserError, match=r"another network.*encoder\.model\.0\.weight"):
-        load_net(net, load_checkpoint(tmp_path / "kit.pth"))
+        load_net(net, {"net": other.state_dict(), "args": {}})
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "mps", torch.device("cuda")])
+def test_a_device_that_is_not_there_is_refused(tmp_path, monkeypatch, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    net = small(quantizer="orig")
+    torch.save({"net": net.state_dict()}, tmp_path / "net.pth")
+    with pytest.raises(UserError, match="this machine's torch has none"):
+        HumanVQVAE.from_checkpoint(tmp_path / "net.pth", device=device)
+    with pytest.raises(UserError, match="unknown"):
+        HumanVQVAE.from_checkpoint(tmp_path / "net.pth", device="gpu")
+    assert HumanVQVAE.from_checkpoint(tmp_path / "net.pth", device=torch.device("cpu")).nb_code == 16
+
+
+@pytest.mark.parametrize("quantizer", ["ema_reset", "ema", "reset"])
+def test_a_codebook_that_was_never_filled_encodes_nothing(quantizer):
+    net, x = small(quantizer=quantizer).eval(), torch.randn(2, 32, 263)
+    net.mean, net.std = np.zeros(263), np.ones(263)
+    for encode in (net, net.encode, net.vqvae.encode, net.tokenize, net.reconstruct):
+        with pytest.raises(UserError, match="never filled"):
+            encode(x)
+    with pytest.raises(UserError, match="never filled"):
+        net.train().tokenize(x)
+    net(x)  # training fills it
+    assert net.eval().encode(x).shape == (2, 8)
+    by_hand = small(quantizer=quantizer).eval()
+    by_hand.vqvae.quantizer.codebook.normal_()
+    assert by_hand.encode(x).shape == (2, 8)
+
+
+def codes_of(net, x, queue):
+    queue.put(net.encode(x).tolist())
+
+
+@pytest.mark.parametrize("way", ["pickled", "copied", "saved whole"])
+@pytest.mark.parametrize("quantizer", ["ema_reset", "orig"])
+def test_a_net_survives(way, quantizer):
+    net, x = small(quantizer=quantizer), torch.randn(2, 32, 263)
+    net(x)
+    if way == "saved whole":
+        file = io.BytesIO()
+        torch.save(net, file)
+        file.seek(0)
+        other = torch.load(file, weights_only=False)
+    else:
+        other = copy.deepcopy(net) if way == "copied" else pickle.loads(pickle.dumps(net))
+    assert torch.equal(other.eval().encode(x), net.eval().encode(x))
+    other.load_state_dict(small(quantizer=quantizer).state_dict())  # with its hooks
+    assert other.vqvae.quantizer.filled == (quantizer == "orig")
+
+
+@pytest.mark.slow
+def test_a_net_reaches_a_spawned_process():
+    net, x = small(), torch.randn(2, 32, 263)
+    net(x)
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=codes_of, args=(net.eval(), x, queue))
+    process.start()
+    assert queue.get(timeout=120) == net.encode(x).tolist()
+    process.join()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("quantizer", ["ema_reset", "orig"])
+def test_half_precision_works_throughout(dtype, quantizer):
+    net = ready(quantizer=quantizer, norm="LN").to(dtype)
+    clip = make_clip("t2m", 40, 0)
+    x = net.normalise(clip)[None]
+    for mode in (net.train(), net.eval()):
+        out, loss, _ = mode(x)
+        assert out.dtype == torch.float32 and torch.isfinite(out).all() and torch.isfinite(loss)
+    codes = net.tokenize(clip)
+    assert torch.equal(codes, net.encode(x)[0])
+    for joints in (net.decode_joints(codes), net.reconstruct(clip)):
+        assert joints.dtype == torch.float32 and torch.isfinite(joints).all()
+
+
+def test_features_of_every_number_type_are_taken():
+    net = ready().eval()
+    x = torch.randn(2, 32, 263)
+    codes, out = net.encode(x), net(x)[0]
+    for given in (x.double(), x.numpy(), x.numpy()[:, ::-1][:, ::-1], x.double().numpy(), x.tolist()):
+        assert torch.equal(net.encode(given), codes) and torch.equal(net(given)[0], out)
+    assert torch.equal(net.encode((9 * x).int()), net.encode((9 * x).int().float()))
+    for given in (codes.numpy().astype(np.uint16), codes.int(), codes.tolist()):
+        assert torch.equal(net.forward_decoder(given), net.forward_decoder(codes))
+
+
+def test_wrong_features_and_codes_are_refused_in_our_words():
+    net, x = ready().eval(), torch.randn(2, 32, 263)
+    for wrong in (x[0], x[:, :3], x[..., :251], x.bool(), x.to(torch.complex64), "walk", None, [[["a"]]]):
+        for f in (net.encode, net):
+            with pytest.raises(UserError, match="expected"):
+                f(wrong)
+    x[1, 5, 7] = np.inf
+    with pytest.raises(UserError, match="NaN or Inf"):
+        net.encode(x)
+    for wrong in ([[0, 16]], [-1], [0.5], [], np.zeros((1, 2, 3), int), 3, "walk", [[True]]):
+        with pytest.raises(UserError, match="expected"):
+            net.forward_decoder(wrong)
+
+
+@pytest.mark.parametrize("norm", ["BN", "LN"])
+def test_one_value_per_channel_in_training(norm):
+    net = small(norm=norm)
+    if norm == "BN":
+        with pytest.raises(UserError, match="batch norm cannot train on one value per channel"):
+            net(torch.randn(1, 4, 263))
+    assert net(torch.randn(2 if norm == "BN" else 1, 4, 263))
 
 
 # raw motion in, codes and joints out
@@ -134,17 +264,18 @@ def test_a_checkpoint_of_another_network_is_refused_whole(tmp_path):
 LENGTHS = (64, 7, 30, 64, 45, 4, 131)
 
 
-def ready(dataname="t2m", norm=None, down_t=2):
+def ready(dataname="t2m", norm=None, down_t=2, quantizer="ema_reset"):
     """A net with a filled codebook and statistics, in training mode, where the helpers must not be."""
     torch.manual_seed(0)
-    args = SimpleNamespace(dataname=dataname, quantizer="ema_reset", mu=0.99, beta=1.0)
+    args = SimpleNamespace(dataname=dataname, quantizer=quantizer, mu=0.99, beta=1.0)
     net = HumanVQVAE(args, 16, 32, 32, down_t, 2, 32, 2, 3, norm=norm)
     net(torch.randn(8, 32, net.spec.width))
     net.mean, net.std = (np.linspace(*ends, net.spec.width) for ends in ((-0.2, 0.3), (0.4, 1.5)))
     return net
 
 
-@pytest.mark.parametrize(("dataname", "norm", "down_t"), [("t2m", None, 2), ("kit", "LN", 3), ("t2m", "GN", 1)])
+@pytest.mark.parametrize(("dataname", "norm", "down_t"),
+                         [("t2m", None, 2), ("kit", "LN", 3), ("t2m", "GN", 1)])
 def test_clips_of_any_lengths_come_out_as_if_alone(dataname, norm, down_t):
     net, unit = ready(dataname, norm, down_t), 2 ** down_t
     clips = [make_clip(dataname, frames, seed) for seed, frames in enumerate(LENGTHS) if frames >= unit]
@@ -152,7 +283,8 @@ def test_clips_of_any_lengths_come_out_as_if_alone(dataname, norm, down_t):
     assert net.training and isinstance(codes, list) and isinstance(joints, list)
     net.eval()
     for clip, row, motion, decoded in zip(clips, codes, joints, net.decode_joints(codes)):
-        x = torch.from_numpy(((clip - net.mean) / net.std).astype(np.float32))[None, :len(clip) // unit * unit]
+        x = torch.from_numpy(((clip - net.mean) / net.std).astype(np.float32))
+        x = x[None, :len(clip) // unit * unit]
         with torch.no_grad():
             out = net(x)[0][0] * torch.tensor(net.std) + torch.tensor(net.mean)
         assert row.dtype == torch.int64 and torch.equal(row, net.encode(x)[0])
@@ -165,7 +297,8 @@ def test_clips_of_any_lengths_come_out_as_if_alone(dataname, norm, down_t):
 def test_a_batch_comes_out_as_a_batch():
     net = ready()
     clips = np.stack([make_clip("t2m", 30, seed) for seed in range(3)])
-    assert net.tokenize(clips).shape == (3, 7) and net.reconstruct(torch.from_numpy(clips)).shape == (3, 28, 22, 3)
+    assert net.tokenize(clips).shape == (3, 7)
+    assert net.reconstruct(torch.from_numpy(clips)).shape == (3, 28, 22, 3)
     torch.testing.assert_close(net.reconstruct(clips)[1], net.reconstruct(clips[1]), atol=1e-4, rtol=0)
     row = [1, 2, 3]
     for codes in (row, np.array(row, np.uint16), torch.tensor(row)):
@@ -179,7 +312,8 @@ def test_joints_are_taken_through_their_features(spec):
     features = [extract_features(each, spec.name) for each in joints]
     for found, expected in zip(net.tokenize(joints), net.tokenize(features)):
         assert torch.equal(found, expected)
-    assert net.tokenize(joints[0]).shape == (10,) and net.reconstruct(joints[1]).shape == (28, spec.joints, 3)
+    assert net.tokenize(joints[0]).shape == (10,)
+    assert net.reconstruct(joints[1]).shape == (28, spec.joints, 3)
     assert torch.equal(net.tokenize(np.stack([joints[0], joints[0]])), net.tokenize(features[0]).expand(2, -1))
 
 
@@ -206,22 +340,35 @@ def test_what_is_no_motion_and_no_code_is_said():
             net.decode_joints(wrong)
 
 
-def test_a_net_tells_what_it_is(trained):
-    net = HumanVQVAE.from_checkpoint(trained / "net_last.pth")
-    table = net._repr_html_()
-    for text in ("t2m: 22 joints", "ema_reset, 16 codes of 32 channels", "4 frames, 0.2 s: 20 bits/s", "15, warm-up included", "the data set's kind"):
-        assert text in table
-    untrained = small(quantizer="ema")._repr_html_()
-    assert "not filled yet" in untrained and "not known" in untrained and "none: set net.mean" in untrained
+def test_features_normalised_beforehand_are_noticed_once():
+    net, clips = ready(), [make_clip("t2m", 40, seed) for seed in range(3)]
+    net.mean, net.std = group_statistics(clips, T2M)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net.tokenize(clips)
+    with pytest.warns(UserWarning, match="clip 1 does not look raw") as caught:
+        net.tokenize([clips[0], *((clip - net.mean) / net.std for clip in clips)])
+    assert len(caught) == 1
+
+
+def test_a_net_tells_what_it_is():
+    net = ready()
+    net.iteration, net.remarks = 15, ["assumed: vq_act relu"]
+    for text in ("t2m: 22 joints", "ema_reset: 16 codes of 32 channels\n", "4 frames, 0.2 s, 20 bits/s",
+                 "iteration: 15", "the data set's kind", "assumed: vq_act relu"):
+        assert text in repr(net)
+    assert "not filled yet" in repr(small(quantizer="ema")) and "not set" in repr(small())
 
 
 @pytest.mark.parametrize("down_t", [1, 2, 3])
 def test_a_clip_and_a_row_of_codes_play(down_t):
     net, joints, unit = ready(down_t=down_t), dance(T2M, 50), 2 ** down_t
     data = data_of(net.play(joints, title="dance").html)
-    assert data["codes"] == net.tokenize(joints).tolist() and data["per"] == unit and data["title"] == "dance"
+    assert data["codes"] == net.tokenize(joints).tolist()
+    assert data["per"] == unit and data["title"] == "dance"
     assert data["frames"] == 49 // unit * unit == len(data["error"])
-    original = recover_from_ric(torch.from_numpy(extract_features(joints, "t2m")), 22)[:data["frames"]].numpy()
+    features = torch.from_numpy(extract_features(joints, "t2m"))
+    original = recover_from_ric(features, 22)[:data["frames"]].numpy()
     for name, expected in (("original", original), ("motion", net.reconstruct(joints).numpy())):
         assert np.abs(unpack(data[name], data["scale"], T2M) - expected).max() < data["scale"]
     assert "original" not in data_of(net.play(net.tokenize(joints)).html)

@@ -83,7 +83,7 @@ def init_codebook(net, parts):
     """Fill an empty codebook from the first batch's micro-batches (B, T, D)."""
     encoder = copy.deepcopy(net.vqvae.encoder)  # a copy, so that batch norm sees this batch once
     quantizer = net.vqvae.quantizer
-    quantizer.fill(torch.cat([quantizer.to_rows(encoder(x.transpose(1, 2))) for x in parts]))
+    quantizer.init_codebook(torch.cat([quantizer.to_rows(encoder(x.transpose(1, 2))) for x in parts]))
 
 
 def train_step(objective, net, optimizer, scaler, parts):

@@ -15,6 +15,11 @@ def pick_device(name):
     not there.
     """
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    given, name = name, str(name).partition(":")[0]  # a torch.device and "cuda:1" are taken too
+    if name not in (*there, "auto"):
+        raise UserError(f"device {name!r} is unknown; use auto, cpu, cuda or mps")
+    if there.get(name) and str(given) != name:
+        return torch.device(given)
     if name == "auto":
         name = next(kind for kind in ("cuda", "mps", "cpu") if there[kind])
     if not there[name]:

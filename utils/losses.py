@@ -6,10 +6,11 @@ LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss, "l1_smooth": F.smooth_l1_loss}
 
 
 class ReConsLoss(nn.Module):
-    """Mean loss over the whole feature vector, and over one slice of it.
+    """Compare features: all of them, and one slice.
 
-    recons_loss: l1 | l2 | l1_smooth. nb_joints: 22 (t2m) or 21 (kit). `vel_slice`: what `forward_vel` looks at. Upstream calls it
-    velocity, yet its slice 4 : 4 + 3(J-1) holds the local joint positions; "velocities" takes the joint velocities instead.
+    recons_loss: l1, l2 or l1_smooth. nb_joints: 22 (t2m) or 21 (kit). vel_slice: what `forward_vel` compares.
+    Upstream's "velocity" slice 4 : 4 + 3(J-1) holds the local joint positions; "velocities" takes the joint
+    velocities instead.
     """
 
     def __init__(self, recons_loss, nb_joints, vel_slice="positions"):
@@ -21,9 +22,9 @@ class ReConsLoss(nn.Module):
         self.vel = {"positions": positions, "velocities": velocities}[vel_slice]
 
     def forward(self, motion_pred, motion_gt):
-        """(…, D) and (…, D) → scalar mean over all features."""
+        """Return the mean loss () over all features of (…, D) and (…, D)."""
         return self.loss(motion_pred[..., :self.motion_dim], motion_gt[..., :self.motion_dim])
 
     def forward_vel(self, motion_pred, motion_gt):
-        """(…, D) and (…, D) → scalar mean over `vel_slice`."""
+        """Return the mean loss () over `vel_slice` of (…, D) and (…, D)."""
         return self.loss(motion_pred[..., self.vel], motion_gt[..., self.vel])
