@@ -10,12 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers import make_clip
 from utils.motion_process import (
     between,
     extract_features,
     group_statistics,
     mirror,
     multiply,
+    normalisation_problem,
     recover_from_ric,
     recover_root,
     retarget,
@@ -248,3 +250,18 @@ def test_extraction_does_without_torch():
     """Worker processes that only extract features start fast and small."""
     code = "import sys, utils.motion_process; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent).returncode == 0
+
+
+@pytest.mark.parametrize("dataname", ["t2m", "kit"])
+def test_frames_that_are_not_normalised_are_noticed(dataname):
+    clips = [make_clip(dataname, 70, seed) for seed in range(8)]
+    mean, std = group_statistics(clips, get_spec(dataname))
+    frames = np.concatenate(clips)
+    normalised = (frames - mean) / std
+    assert normalisation_problem(normalised) is None
+    assert "worst, entry" in normalisation_problem(frames)
+    assert normalisation_problem(normalised + 1) and normalisation_problem(normalised * 3)
+    for clip in clips:  # one clip is never as wide as a split, and lies beside its mean
+        once = (clip - mean) / std
+        assert normalisation_problem(once, 3, np.inf) is None
+        assert normalisation_problem((once - mean) / std, 3, np.inf)

@@ -215,3 +215,23 @@ def recover_from_ric(data, joints_num):
     x, z = _unturn(cos[..., None], sin[..., None], local[..., 0], local[..., 2])
     joints = torch.stack([x + root[..., None, 0], local[..., 1], z + root[..., None, 2]], -1)
     return torch.cat([root[..., None, :], joints], -2)
+
+
+def normalisation_problem(normalised, shift=0.5, factor=2.0):
+    """Say how normalised frames miss mean 0 and std 1, or return None where they do not.
+
+    normalised: (F, D). An entry is off when its mean lies more than `shift` from 0, or the average std of
+    its feature group, which is what the published Std.npy holds, outside [1 / factor, factor]. More than a
+    quarter of the entries off is a problem; the text names the worst one. One clip needs a wider `shift`.
+    """
+    normalised = np.asarray(normalised, np.float64)
+    mean, std = normalised.mean(0), normalised.std(0)
+    spec = next((spec for spec in SPECS.values() if spec.width == len(mean)), None)
+    for part in spec.slices.values() if spec else ():
+        std[part] = std[part].mean()
+    miss = np.maximum(np.abs(mean) / shift, np.abs(np.log(np.maximum(std, 1e-12))) / np.log(factor))
+    off, worst = int((miss > 1).sum()), int(miss.argmax())
+    if off <= miss.size / 4:
+        return None
+    return (f"{off} of {miss.size} entries do not look normalised; the worst, entry {worst}, "
+            f"has mean {mean[worst]:.3g} and std {std[worst]:.3g} instead of 0 and 1")
