@@ -79,7 +79,7 @@ CLIP_CHECKS = {  # what clips do, in a finding's words → the check of one clip
 def parse_args(argv=None):
     parser = Parser(prog="python -m dataset.check", description="Find what is wrong with a data folder.")
     parser.add_argument("root", metavar="DIR", help="folder in the HumanML3D layout")
-    parser.add_argument("--dataname", choices=("t2m", "kit"), help="data set; None: by the width of the clips")
+    parser.add_argument("--dataname", choices=("t2m", "kit"), help="data set; None: by the clips' width")
     parser.add_argument("--meta-dir", metavar="DIR", help="folder of mean.npy and std.npy; None: DIR")
     parser.add_argument("--window-size", type=COUNT, default=64, help="frames of a training window")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
@@ -186,7 +186,8 @@ def _check_clips(folder, files, splits, spec, findings):
     except ValueError:  # no readable training clip
         statistics = None
     collections.deque(readable(named - train), maxlen=0)
-    findings.add("error", f"of {len(named)} clips cannot be used: mend them or use --skip-bad-clips", problems[None])
+    findings.add("error", f"of {len(named)} clips cannot be used: mend them or use --skip-bad-clips",
+                 problems[None])
     for text in CLIP_CHECKS:
         findings.add("warning", f"of {len(named)} clips {text}", problems[text])
     return lengths, statistics
@@ -198,7 +199,7 @@ def _check_lengths(lengths, spec, window, findings):
                  f"clips are shorter than a window of {window} frames: training leaves them out", short)
     least = spec.min_eval_frames
     odd = [name for name, length in lengths.items() if not least <= length < MAX_EVAL_FRAMES]
-    findings.add("note", f"clips are left out by evaluation: not of {least} to {MAX_EVAL_FRAMES - 1} frames", odd)
+    findings.add("note", f"clips are not of {least} to {MAX_EVAL_FRAMES - 1} frames: not evaluated", odd)
 
 
 def _check_texts(folder, clips, findings):

@@ -98,12 +98,12 @@ def describe_file(path):
     return next((what for start, what in SIGNATURES if head.startswith(start)), UNKNOWN)
 
 
-def _unreadable(path, error, expected):
+def _unreadable(path, error):
     """Return the UserError for a file that the system cannot open."""
     reason = f"cannot be read ({error.strerror or error})"
     if isinstance(error, FileNotFoundError):
         reason = "is a link to a file that is not there" if os.path.islink(path) else "no such file"
-    return UserError(f"{path}: {reason}; expected {expected}")
+    return UserError(f"{path}: {reason}")
 
 
 def read_text(path, expected):
@@ -115,11 +115,11 @@ def read_text(path, expected):
         found = describe_file(path)
         data = Path(path).read_bytes()
         if found in (UNKNOWN, "an empty file"):
-            if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data:
-                raise UserError(f"{path}: is UTF-16 text, or none at all: save it as UTF-8; expected {expected}")
-            return data.decode("utf-8-sig")
+            if not data.startswith((b"\xff\xfe", b"\xfe\xff")) and b"\0" not in data:
+                return data.decode("utf-8-sig")
+            found = "UTF-16 text, or none at all: save it as UTF-8"
     except OSError as error:
-        raise _unreadable(path, error, expected) from None
+        raise _unreadable(path, error) from None
     except UnicodeDecodeError as error:
         found = f"no UTF-8 text (byte {error.start})"
     raise UserError(f"{path}: is {found}; expected {expected}")
@@ -130,7 +130,6 @@ def load_array(path, mmap=False):
 
     Raises UserError for a missing file, a file of another kind, a damaged one, and an array of anything else.
     """
-    expected = "an array of numbers saved by numpy.save"
     try:
         found = describe_file(path)
         if found == ARRAY:
@@ -139,10 +138,11 @@ def load_array(path, mmap=False):
                 return array
             found = f"an array of {str(array.dtype)[:40]}"
     except OSError as error:
-        raise _unreadable(path, error, expected) from None
+        raise _unreadable(path, error) from None
     except Exception as error:  # numpy evaluates the header as Python: a damaged one raises nearly anything
-        found = "an array of Python objects" if "Object arrays" in str(error) else "damaged or cut short"
-    raise UserError(f"{path}: is {found}; expected {expected}")
+        objects = "object" in str(error).lower()
+        found = "an array of Python objects" if objects else "damaged or cut short"
+    raise UserError(f"{path}: is {found}; expected an array of numbers saved by numpy.save")
 
 
 def save_array(path, array):
