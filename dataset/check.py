@@ -1,35 +1,87 @@
-"""What a careful colleague would find in a training folder before a week of GPU time goes into it.
+"""Find what is wrong with a training folder. Exit codes: 0 clean, 1 with warnings, 2 not usable as it is.
 
     python -m dataset.check dataset/HumanML3D
-    python -m dataset.check dataset/KIT-ML --dataname kit --json
-
-Reads every clip once. Exit codes: 0 clean, 1 warnings, 2 unusable as it is.
 """
-import argparse
+import collections
+import json
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
+
+from dataset.motion_folder import find_clips, find_statistics, id_hint, read_clip, read_ids
+from options.common import COUNT, Parser
 from utils.errors import UserError, exit_cleanly
+from utils.files import load_array
+from utils.motion_process import group_statistics
+from utils.motion_spec import MAX_EVAL_FRAMES, SPECS
 
-NAMED = 5           # clips named in one finding; --json has them all
+NAMED = 5               # clips named in one finding; --json has them all
+ROOT_SPEED = 10.0       # metres per second of the root: sprinters reach 12, clips of HumanML3D 5
+JOINT_SPEED = 20.0      # of any joint
+FROZEN = 1.0            # seconds in which no feature changes by a millionth
+LOWEST = (-0.1, 0.3)    # metres between which the lowest joint of a clip lies: it stands on the floor
+DRIFT = 0.02            # share by which a bone's length may change within a clip
 PUBLISHED = {"t2m": dict(train=23384, val=1460, test=4384)}
-KNOWN_BAD = {"t2m": ("007975", "M007975")}     # NaN, as published
-# The published statistics, by value: std of each feature group (yaw, x and z velocity, height, positions, rotations, velocities, contacts)
-# and mean of the group's means. The evaluator's, which T2M-GPT trains with, has root and contact entries 25 times smaller.
-STATISTICS = {
-    "HumanML3D's published": ((0.0128256, 0.0169271, 0.153766, 0.122244, 0.299692, 0.0194703, 0.355933),
-                              (-5.65246e-06, 0.00432924, 0.938551, 0.306471, 0.203531, 0.00291261, 0.854621)),
-    "the evaluator's (T2M-GPT trains with it)": ((0.000514673, 0.000676928, 0.00612082, 0.122555, 0.300386, 0.0195406, 0.0140949),
-                                                 (-5.65211e-06, 0.00433022, 0.917516, 0.306048, 0.202071, 0.00291324, 0.854617)),
+STATISTICS = {          # by value: std of each of spec.slices, then the mean of its means
+    "HumanML3D's published": (
+        (0.0128256, 0.0169271, 0.153766, 0.122244, 0.299692, 0.0194703, 0.355933),
+        (-5.65246e-06, 0.00432924, 0.938551, 0.306471, 0.203531, 0.00291261, 0.854621)),
+    "the evaluator's (T2M-GPT trains with it)": (
+        (0.000514673, 0.000676928, 0.00612082, 0.122555, 0.300386, 0.0195406, 0.0140949),
+        (-5.65211e-06, 0.00433022, 0.917516, 0.306048, 0.202071, 0.00291324, 0.854617)),
+}
+
+
+# Checks of one clip's features (T, D): what is wrong and where, or None.
+
+def find_speed(clip, spec):
+    steps = np.linalg.norm(clip[:, 1:3], axis=1) * spec.unit * spec.fps
+    if steps.max() > ROOT_SPEED:
+        return f"root {steps.max():.1f} m/s at frame {steps.argmax()}"
+    velocities = clip[:, spec.slices["velocities"]].reshape(len(clip), -1, 3)
+    steps = np.linalg.norm(velocities, axis=2).max(1) * spec.unit * spec.fps
+    return f"joint {steps.max():.1f} m/s at frame {steps.argmax()}" if steps.max() > JOINT_SPEED else None
+
+
+def find_frozen(clip, spec):
+    moving = np.abs(np.diff(clip, axis=0)).max(1, initial=0) > 1e-6
+    edges = np.flatnonzero(np.concatenate([[True], moving, [True]]))
+    seconds = (np.diff(edges).max() - 1) / spec.fps
+    return f"{seconds:.1f} s" if seconds > FROZEN else None
+
+
+def find_floor(clip, spec):
+    lowest = clip[:, spec.slices["positions"]][:, 1::3].min() * spec.unit
+    return None if LOWEST[0] <= lowest <= LOWEST[1] else f"{lowest:.2f} m"
+
+
+def find_drift(clip, spec):
+    positions = np.zeros((len(clip), spec.joints, 3), np.float32)
+    positions[:, 0, 1] = clip[:, 3]
+    positions[:, 1:] = clip[:, spec.slices["positions"]].reshape(len(clip), -1, 3)
+    lengths = np.linalg.norm(positions[:, 1:] - positions[:, spec.parents[1:]], axis=2)
+    drift = np.abs(lengths / np.maximum(np.median(lengths, axis=0), 1e-6) - 1)
+    frame, bone = np.unravel_index(drift.argmax(), drift.shape)
+    most = drift.max()
+    return f"{spec.joint_names[bone + 1]} by {most:.0%} at frame {frame}" if most > DRIFT else None
+
+
+CLIP_CHECKS = {  # what clips do, in a finding's words → the check of one clip
+    f"have a root faster than {ROOT_SPEED:g} m/s or a joint faster than {JOINT_SPEED:g} m/s": find_speed,
+    f"stand perfectly still for over {FROZEN:g} s: frozen capture": find_frozen,
+    f"have their lowest joint outside {LOWEST} m: they do not stand on the floor": find_floor,
+    f"have bones whose length changes by over {DRIFT:.0%}": find_drift,
 }
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m dataset.check", description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m dataset.check", description="Find what is wrong with a data folder.")
     parser.add_argument("root", metavar="DIR", help="folder in the HumanML3D layout")
-    parser.add_argument("--dataname", choices=("t2m", "kit"), help="default: by the width of the clips")
-    parser.add_argument("--meta-dir", metavar="DIR", help="folder of mean.npy and std.npy (default: DIR's Mean.npy and Std.npy)")
-    parser.add_argument("--window-size", type=int, default=64, help="frames of a training window (default: 64)")
+    parser.add_argument("--dataname", choices=("t2m", "kit"), help="data set; None: by the clips' width")
+    parser.add_argument("--meta-dir", metavar="DIR", help="folder of mean.npy and std.npy; None: DIR")
+    parser.add_argument("--window-size", type=COUNT, default=64, help="frames of a training window")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     return parser.parse_args(argv)
 
@@ -37,195 +89,153 @@ def parse_args(argv=None):
 class Findings(list):
     """What was found: dictionaries of level (error, warning, note), text, and the ids it is about."""
 
-    def add(self, level, text, ids=()):
-        self.append(dict(level=level, text=text, ids=list(ids)))
+    def add(self, level, text, ids=None):
+        """Add a finding. One about clips begins with their number, and needs at least one."""
+        if ids is None or ids:
+            self.append(dict(level=level, text=f"{len(ids)} {text}" if ids else text, ids=ids or []))
 
 
 def check_folder(root, dataname=None, meta_dir=None, window=64):
-    """Look a folder over. Returns a dictionary: `findings`, `clips`, `frames`, `splits` (counts), `statistics` (text), `dataname`.
+    """Check a data folder. Returns a dictionary: `findings`, and facts as `clips`, `frames`, `splits`.
 
-    Raises UserError when there is nothing to look at: no folder, no new_joint_vecs, no .npy in it.
+    Raises UserError when there is nothing to check: no folder, no new_joint_vecs, no .npy in it.
     """
-    from pathlib import Path
-
-    from utils.motion_spec import SPECS
-    root = Path(root)
-    folder = root / "new_joint_vecs"
-    if not folder.is_dir():
-        raise UserError(f"{root}: {'has no folder new_joint_vecs' if root.is_dir() else 'no such folder'}; expected the HumanML3D layout")
-    files = {path.stem: path for path in sorted(folder.glob("*.npy"))}
+    folder = find_clips(root)
+    files = {path.relative_to(folder).as_posix()[:-4] for path in folder.rglob("*.npy") if path.is_file()}
     if not files:
         raise UserError(f"{folder}: holds no .npy file; expected clips of (frames, 263) or (frames, 251)")
-    dataname = dataname or _guess_dataname(files, SPECS)
-    spec, findings = SPECS[dataname], Findings()
-    splits = _check_splits(root, files, dataname, findings)
-    clips = _check_clips(files, set().union(*splits.values()), spec, window, dataname, findings)
-    _check_texts(root, clips, findings)
-    which = _check_statistics(root, meta_dir, splits, clips, spec, findings)
-    return dict(folder=str(root), dataname=dataname, clips=len(clips), frames=sum(clip["length"] for clip in clips.values()),
-                seconds=sum(clip["length"] for clip in clips.values()) / spec.fps, splits={name: len(ids) for name, ids in splits.items()},
-                statistics=which, findings=list(findings))
+    spec, findings = SPECS[dataname or _guess_dataname(folder, files)], Findings()
+    splits = _read_splits(Path(root), findings)
+    files |= {name for ids in splits.values() for name in ids if Path(folder, f"{name}.npy").is_file()}
+    _compare_splits(splits, files, spec, findings)
+    lengths, statistics = _check_clips(folder, files, splits, spec, findings)
+    _check_lengths(lengths, spec, window, findings)
+    _check_texts(Path(root, "texts"), lengths, findings)
+    which = _compare_statistics(root, meta_dir, statistics, spec, findings)
+    frames, counts = sum(lengths.values()), {name: len(ids) for name, ids in splits.items() if name != "all"}
+    return dict(folder=str(root), dataname=spec.name, clips=len(lengths), frames=frames, splits=counts,
+                seconds=frames / spec.fps, statistics=which, findings=list(findings))
 
 
-def _guess_dataname(files, specs):
-    """By the width most of the first clips have."""
-    import numpy as np
-    votes = dict.fromkeys(("t2m", "kit"), 0)
-    for path in list(files.values())[:20]:
+def _guess_dataname(folder, files):
+    """Return the data set whose width most of the first clips have."""
+    votes = collections.Counter()
+    for name in sorted(files)[:20]:
         try:
-            shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
-        except (OSError, ValueError, EOFError):
+            votes[load_array(folder / f"{name}.npy", mmap=True).shape[-1:]] += 1
+        except UserError:  # named when it is read
             continue
-        for name in votes:
-            votes[name] += len(shape) == 2 and shape[1] == specs[name].width
-    return max(votes, key=votes.get)
+    return max(("t2m", "kit"), key=lambda name: votes[(SPECS[name].width,)])
 
 
-def _check_splits(root, files, dataname, findings):
-    """{split: ids} of the split files that are there."""
-    from dataset.motion_folder import read_ids
-    splits, listed = {}, {}
-    for split in ("train", "val", "test", "all"):
-        path = root / f"{split}.txt"
-        if not path.is_file():
-            findings.add("error" if split == "train" else "warning" if split == "val" else "note", f"{split}.txt is missing")
-            continue
+def _read_splits(root, findings):
+    """Return {split: ids} of the split files that can be read."""
+    splits = {}
+    for split, level in dict(train="error", val="warning", test="note", all="note").items():
         try:
-            splits[split] = read_ids(path)
+            splits[split] = read_ids(root / f"{split}.txt")
         except UserError as error:
-            findings.add("error" if split == "train" else "warning", str(error))
-            continue
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-        if len(lines) > len(splits[split]):
-            twice = sorted({name for name in lines if lines.count(name) > 1}) if len(lines) < 50000 else []
-            findings.add("warning", f"{split}.txt names {len(lines) - len(splits[split])} clips more than once", twice)
-        missing = [name for name in splits[split] if name not in files]
-        if missing and split != "all":
-            findings.add("error", f"{split}.txt: {len(missing)} of {len(splits[split])} clips have no file in new_joint_vecs", missing)
-        for name in splits[split] if split != "all" else ():
-            listed.setdefault(name, []).append(split)
-    shared = [name for name, where in listed.items() if len(where) > 1]
-    if shared:
-        findings.add("warning", f"{len(shared)} clips are in more than one of train, val and test: the evaluation sees training clips", shared)
-    leaked = [name for name, where in listed.items() if f"M{name}" in listed and listed[f"M{name}"] != where]
-    if leaked:
-        findings.add("warning", f"{len(leaked)} clips are in another split than their mirrored copy", leaked)
-    if "all" in splits and listed and set(splits["all"]) != set(listed):
-        odd = sorted(set(splits["all"]) ^ set(listed))
-        findings.add("note", f"all.txt differs from train, val and test together by {len(odd)} clips", odd)
-    extra = [name for name in files if name not in listed]
-    if extra and listed:
-        findings.add("note", f"{len(extra)} files in new_joint_vecs are in none of train, val and test", extra)
-    published = PUBLISHED.get(dataname, {})
-    counts = {split: len(splits[split]) for split in published if split in splits}
-    if counts and sum(counts.values()) > 0.5 * sum(published.values()):
-        for split, count in counts.items():
-            if count != published[split]:
-                findings.add("warning", f"{split}.txt names {count} clips; HumanML3D's published split has {published[split]}")
-    return {name: ids for name, ids in splits.items() if name != "all"}
+            findings.add(level, str(error))
+    return splits
 
 
-def _check_clips(files, listed, spec, window, dataname, findings):
-    """Read every listed clip once (every file, when nothing is listed). Returns {id: {length, sum, square}} of the sound ones."""
-    import numpy as np
+def _compare_splits(splits, files, spec, findings):
+    """Compare the splits with the files, with each other, and with the published ones."""
+    where = collections.defaultdict(list)       # id → its splits
+    for split in [split for split in splits if split != "all"]:
+        for name in splits[split]:
+            where[name].append(split)
+        count, missing = len(splits[split]), [name for name in splits[split] if name not in files]
+        hint = id_hint(missing[0]) if missing else ""
+        findings.add("error", f"of {count} clips of {split}.txt have no file{hint}", missing)
+        published = PUBLISHED.get(spec.name, {}).get(split, count)
+        if published / 2 < count != published:
+            findings.add("warning", f"{split}.txt names {count} clips; the published split has {published}")
+    findings.add("warning", "clips are in more than one of train, val and test",
+                 [name for name, found in where.items() if len(found) > 1])
+    findings.add("warning", "clips are in another split than their mirrored copy",
+                 [name for name, found in where.items() if where.get(f"M{name}", found) != found])
+    if where:
+        findings.add("note", "files are in none of train, val and test", sorted(files - set(where)))
 
-    from dataset.clip_checks import find_odd, measure, ranges
-    from utils.motion_spec import MAX_EVAL_FRAMES
-    clips, problems = {}, {}
-    names = [name for name in files if name in listed] if listed else list(files)
-    for name in names:
-        try:
-            data = np.load(files[name], allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            problems.setdefault("unreadable", []).append((name, str(error).splitlines()[0][:80]))
-            continue
-        if data.ndim != 2 or data.shape[1] != spec.width or len(data) == 0:
-            problems.setdefault("shape", []).append((name, f"{data.shape}"))
-            continue
-        if data.dtype != np.float32:
-            problems.setdefault("dtype", []).append((name, str(data.dtype)))
-            if data.dtype.kind != "f":
+
+def _check_clips(folder, files, splits, spec, findings):
+    """Read every clip once that a split names, or every file without a split, and run CLIP_CHECKS on it.
+
+    Returns {id: frames} of the readable ones, and (mean, std) of the training clips or None.
+    """
+    named = {name for ids in splits.values() for name in ids} & files or files
+    train = named & set(splits.get("train", named))
+    problems, lengths = collections.defaultdict(list), {}
+
+    def readable(names):
+        for name in sorted(names):
+            try:
+                clip = read_clip(folder / f"{name}.npy", spec)
+            except UserError as error:
+                problems[None].append(str(error).removeprefix(f"{folder}/"))
                 continue
-        if not np.isfinite(data.sum(dtype=np.float64)):  # one pass; the frames are searched only where there is something to find
-            bad = np.flatnonzero(~np.isfinite(data).all(1))
-            if len(bad):
-                known = name in KNOWN_BAD.get(dataname, ())
-                problems.setdefault("known" if known else "nan", []).append((name, f"frames {ranges(bad)}"))
-                continue
-        clips[name] = dict(length=len(data), **measure(data, spec))
-        for kind, text in find_odd(clips[name], spec):
-            problems.setdefault(kind, []).append((name, text))
-    _report(problems, len(names), spec, findings)
-    short = [name for name, clip in clips.items() if clip["length"] < window]
-    if short:
-        findings.add("note" if len(short) < len(clips) else "error", f"{len(short)} clips are shorter than a window of {window} frames: training "
-                     "leaves them out", short)
-    long = [name for name, clip in clips.items() if clip["length"] >= MAX_EVAL_FRAMES]
-    brief = [name for name, clip in clips.items() if clip["length"] < spec.min_eval_frames]
-    if long or brief:
-        findings.add("note", f"evaluation leaves out {len(long)} clips of {MAX_EVAL_FRAMES} frames and more and {len(brief)} of fewer than "
-                     f"{spec.min_eval_frames}", long + brief)
-    return clips
+            lengths[name] = len(clip)
+            for text, check in CLIP_CHECKS.items():
+                if found := check(clip, spec):
+                    problems[text].append(f"{name} ({found})")
+            yield clip
+
+    try:
+        statistics = group_statistics(readable(train), spec)
+    except ValueError:  # no readable training clip
+        statistics = None
+    collections.deque(readable(named - train), maxlen=0)
+    findings.add("error", f"of {len(named)} clips cannot be used: mend them or use --skip-bad-clips",
+                 problems[None])
+    for text in CLIP_CHECKS:
+        findings.add("warning", f"of {len(named)} clips {text}", problems[text])
+    return lengths, statistics
 
 
-def _report(problems, total, spec, findings):
-    from dataset.clip_checks import KINDS
-    for kind, (level, text) in KINDS.items():
-        found = problems.get(kind, ())
-        if found:
-            findings.add(level, f"{len(found)} of {total} clips {text.format(width=spec.width)}", [f"{name} ({detail})" for name, detail in found])
+def _check_lengths(lengths, spec, window, findings):
+    short = [name for name, length in lengths.items() if length < window]
+    findings.add("note" if len(short) < len(lengths) else "error",
+                 f"clips are shorter than a window of {window} frames: training leaves them out", short)
+    least = spec.min_eval_frames
+    odd = [name for name, length in lengths.items() if not least <= length < MAX_EVAL_FRAMES]
+    findings.add("note", f"clips are not of {least} to {MAX_EVAL_FRAMES - 1} frames: not evaluated", odd)
 
 
-def _check_texts(root, clips, findings):
-    if not (root / "texts").is_dir():
+def _check_texts(folder, clips, findings):
+    if not folder.is_dir():
         findings.add("note", "no folder texts: R-precision and matching score cannot be computed")
         return
-    texts = {path.stem: path for path in (root / "texts").glob("*.txt")}
-    missing = [name for name in clips if name not in texts]
-    empty = [name for name in clips if name in texts and texts[name].stat().st_size == 0]
-    if missing or empty:
-        findings.add("warning", f"{len(missing)} clips have no text file and {len(empty)} an empty one", missing + empty)
+    texts = {name: folder / f"{name}.txt" for name in clips}
+    without = [name for name, path in texts.items() if not path.is_file() or not path.stat().st_size]
+    findings.add("warning", "clips have no captions", without)
 
 
-def _check_statistics(root, meta_dir, splits, clips, spec, findings):
-    """Which mean and std these are, in words."""
-    from types import SimpleNamespace
-
-    import numpy as np
-
-    from dataset.motion_folder import find_statistics
+def _compare_statistics(root, meta_dir, own, spec, findings):
+    """Say which mean and std these are. own: the training split's, or None."""
     try:
-        mean, std, folder = find_statistics(SimpleNamespace(meta_dir=meta_dir or str(root), data_root=str(root)), spec)
+        mean, std, folder = find_statistics(SimpleNamespace(meta_dir=meta_dir or root, data_root=root), spec)
     except UserError as error:
         findings.add("error", str(error))
         return "none"
-    groups = list(spec.slices.values())
+    groups = spec.slices.items()
     for name, (stds, means) in STATISTICS.items() if spec.width == 263 else ():
-        if np.allclose([std[part].mean() for part in groups], stds, rtol=2e-3) and \
-                np.allclose([mean[part].mean() for part in groups], means, rtol=2e-3, atol=1e-6):
+        here = [[array[part].mean() for _, part in groups] for array in (std, mean)]
+        if np.allclose(here, (stds, means), rtol=2e-3, atol=1e-6):
             return f"{folder}: {name} mean and std, recognised by value"
-    own = [clips[name] for name in splits.get("train", clips) if name in clips]
-    if not own:
-        return f"{folder}: unknown, there is no sound training clip to compare with"
-    count = np.array([clip["length"] for clip in own], np.float64)
-    means = np.array([clip["mean"] for clip in own])
-    own_mean = count @ means / count.sum()
-    spread = np.array([clip["square"] for clip in own]).sum(0) + count @ np.square(means - own_mean)
-    own_std = np.sqrt(spread / count.sum())
-    for part in groups:
-        own_std[part] = own_std[part].mean()
-    own_std[own_std < 1e-8] = 1     # as group_statistics has it
-    shift, ratio = float(np.abs((mean - own_mean) / own_std).max()), std / own_std
-    worst = int(np.abs(np.log(ratio)).argmax())
-    name = next(name for name, part in spec.slices.items() if part.start <= worst < part.stop)
-    off = f"mean off by up to {shift:.2g} standard deviations, std {ratio[worst]:.3g} times the training split's in {name}"
+    if own is None:
+        return f"{folder}: unknown, there is no usable training clip to compare with"
+    shift, ratio = np.abs((mean - own[0]) / own[1]).max(), std / own[1]
     if shift < 0.01 and np.abs(ratio - 1).max() < 0.01:
         return f"{folder}: the folder's own, of its training split"
-    scaled = np.ones(spec.width)
-    scaled[:4] = scaled[spec.slices["contacts"]] = 25
-    if shift < 0.05 and np.abs(ratio * scaled - 1).max() < 0.05:
-        return f"{folder}: the folder's own with the evaluator's bias (root and contacts 25 times smaller)"
-    if shift > 0.5 or np.abs(np.log(ratio)).max() > np.log(1.5):
+    biased = np.ones(spec.width)
+    biased[:4] = biased[spec.slices["contacts"]] = 25
+    if shift < 0.05 and np.abs(ratio * biased - 1).max() < 0.05:
+        return f"{folder}: the folder's own with the evaluator's bias, root and contacts 25 times smaller"
+    worst = int(np.abs(np.log(ratio)).argmax())
+    name = next(name for name, part in groups if part.start <= worst < part.stop)
+    off = f"mean off by up to {shift:.2g} std, std {ratio[worst]:.3g} times the training split's in {name}"
+    if shift > 0.5 or not 1 / 1.5 < ratio[worst] < 1.5:
         findings.add("warning", f"mean and std are not the training split's: {off}")
     return f"{folder}: neither the training split's nor a published one; {off}"
 
@@ -236,26 +246,26 @@ def main(argv=None):
     args = parse_args(argv)
     report = check_folder(args.root, args.dataname, args.meta_dir, args.window_size)
     levels = {finding["level"] for finding in report["findings"]}
-    code = 2 if "error" in levels else 1 if "warning" in levels else 0
-    if args.json:
-        import json
-        print(json.dumps(report | {"exit_code": code}, indent=1))
-    else:
-        _print(report, code)
-    return code
+    report["exit_code"] = 2 if "error" in levels else 1 if "warning" in levels else 0
+    print(json.dumps(report, indent=1) if args.json else format_report(report))
+    return report["exit_code"]
 
 
-def _print(report, code):
+def format_report(report):
+    """Return the report of `check_folder` as text."""
     splits = ", ".join(f"{name} {count}" for name, count in report["splits"].items()) or "no split"
-    print(f"{report['folder']} ({report['dataname']}): {report['clips']} sound clips, {report['frames']} frames, "
-          f"{report['seconds'] / 3600:.2f} hours; {splits}")
-    print(f"statistics: {report['statistics']}")
+    size = f"{report['clips']} usable clips, {report['frames']} frames, {report['seconds'] / 3600:.2f} hours"
+    lines = [f"{report['folder']} ({report['dataname']}): {size}; {splits}",
+             f"statistics: {report['statistics']}"]
     for level in ("error", "warning", "note"):
         for finding in report["findings"]:
             if finding["level"] == level:
-                named = ", ".join(finding["ids"][:NAMED]) + (f", and {len(finding['ids']) - NAMED} more" if len(finding["ids"]) > NAMED else "")
-                print(f"{level:>7}: {finding['text']}{': ' + named if named else ''}")
-    print({0: "clean", 1: "usable, with warnings", 2: "not usable as it is"}[code])
+                ids = finding["ids"]
+                more = [f"and {len(ids) - NAMED} more"] * (len(ids) > NAMED)
+                named = f": {', '.join(ids[:NAMED] + more)}" if ids else ""
+                lines.append(f"{level:>7}: {finding['text']}{named}")
+    lines.append(("clean", "usable, with warnings", "not usable as it is")[report["exit_code"]])
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

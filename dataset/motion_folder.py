@@ -1,44 +1,38 @@
-"""A folder in the HumanML3D layout: its splits, statistics and clips, read once into one contiguous array.
-
-Everything wrong with it is one UserError that names files, lines or frames.
-"""
+"""A folder in the HumanML3D layout: its splits, statistics and clips, read into one contiguous array."""
 import contextlib
 import hashlib
 import json
 import os
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 
 from utils.errors import UserError
-from utils.files import load_array
-from utils.motion_process import describe_statistics
-from utils.motion_spec import SPECS, get_spec
+from utils.files import load_array, read_text, remove_stale, save_array, write_json
+from utils.motion_process import describe_statistics, normalisation_problem
+from utils.motion_spec import get_spec
 
-NAMED = 10      # offenders named in one message; the rest are counted
 CACHE = ".packed"
-ABANDONED = 3600    # seconds since a temporary file grew: whoever wrote it was killed
+ABANDONED = 3600        # seconds since a temporary file grew: whoever wrote it was killed
+SMALLEST_STD = 1e-8     # below it an entry of std.npy is no statistic of any motion
+ORIGINS = {263: "HumanML3D's (--dataname t2m)", 251: "KIT-ML's (--dataname kit)",
+           322: "Motion-X's, not read here"}
 
 
 def read_ids(path):
-    """Clip ids of a split file, in order, each once. BOM, CRLF, blank lines and duplicates do not matter.
+    """Return the clip ids of a split file, in order, each once.
 
-    Raises UserError for a file that is missing, empty or not text, and for an id that leaves the folder.
+    Raises UserError for a file that is missing, empty or no text, and for an id that leaves the folder.
     """
-    path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; expected one clip id per line") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a text file (byte {error.start}); expected one clip id per line") from None
     ids = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(path, "one clip id per line").splitlines(), 1):
         name = line.strip()
-        if name and (name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or ":" in name or "\0" in name):
-            raise UserError(f"{path}, line {number}: id {name!r} leaves the folder; expected a plain clip name")
+        parts = name.replace("\\", "/").split("/")
+        if name and (not parts[0] or ".." in parts or ":" in name):
+            raise UserError(f"{path}, line {number}: id {name[:40]!r} leaves the folder; expected a name")
+        if len(name) > 250:
+            raise UserError(f"{path}, line {number}: {len(name)} characters; expected one clip id per line")
         if name:
             ids[name] = None
     if not ids:
@@ -46,199 +40,196 @@ def read_ids(path):
     return list(ids)
 
 
+def id_hint(name):
+    """Return what is odd about the id of a clip that has no file, or an empty string."""
+    if name.lower().endswith(".npy"):
+        return "; ids come without .npy"
+    return "; expected one id per line" if set(name) & set(",;\t ") else ""
+
+
 def find_clips(root):
-    """The folder of a data folder's clips; raises UserError, saying what to do, when there is none."""
-    root = Path(root)
-    folder = root / "new_joint_vecs"
+    """Return the folder of a data folder's clips; raises UserError, saying what to do, when there is none."""
+    folder = Path(root, "new_joint_vecs")
     if not folder.is_dir():
-        what = f"has no folder {folder.name}" if root.is_dir() else "does not exist"
-        raise UserError(f"{root}: {what}; expected the HumanML3D layout ({folder.name}/ID.npy, train.txt, …): name the folder with "
-                        "--data-root, or make one with python -m dataset.prepare")
+        what = f"has no folder {folder.name}" if Path(root).is_dir() else "is no folder"
+        raise UserError(f"{root}: {what}; expected HumanML3D's layout ({folder.name}/ID.npy, train.txt); "
+                        "name it with --data-root, or make one with python -m dataset.prepare")
     return folder
 
 
-def find_statistics(args, spec):
-    """Read mean and std, (D,) float64 each, from --meta-dir, else the evaluator's meta folder, else the data folder.
+def read_clip(path, spec):
+    """Read one clip: (T, D) floating point features, T ≥ 1. Raises UserError for anything else and NaN."""
+    clip = load_array(path)
+    if clip.ndim != 2 or clip.shape[1] != spec.width:
+        hint = "; dataset.prepare makes features of joints" if clip.ndim == 3 else _origin(clip.shape[-1:])
+        raise UserError(f"{path}: has shape {clip.shape}, expected (frames, {spec.width}){hint}")
+    if clip.dtype.kind != "f":
+        raise UserError(f"{path}: holds {clip.dtype}, expected float32")
+    if len(clip) == 0:
+        raise UserError(f"{path}: has no frame")
+    finite = np.isfinite(clip.astype(np.float32, copy=False)).all(1)
+    if not finite.all():
+        raise UserError(f"{path}: frame {np.argmin(finite)} is NaN or Inf ({(~finite).sum()} such frames)")
+    return clip
 
-    Returns (mean, std, folder). Raises UserError when they are missing, of the wrong width, not finite or zero.
+
+def _origin(shape):
+    return f"; {shape[0]} features are {ORIGINS[shape[0]]}" if shape and shape[0] in ORIGINS else ""
+
+
+def find_statistics(args, spec):
+    """Read mean and std from --meta-dir, else the evaluator's meta folder, else the data folder.
+
+    Returns (mean, std, folder), (D,) float64. Raises UserError when missing, of another width or not usable.
     """
-    root = args.data_root or spec.data_root
-    folders = [args.meta_dir] if args.meta_dir else [*spec.meta_dirs, root]
+    folders = [args.meta_dir] if args.meta_dir else [*spec.meta_dirs, args.data_root or spec.data_root]
     for folder in folders:
         for names in (("mean.npy", "std.npy"), ("Mean.npy", "Std.npy")):
             paths = [Path(folder, name) for name in names]
             if all(path.is_file() for path in paths):
                 mean, std = (_read_statistic(path, spec) for path in paths)
-                if not (std > 0).all():
-                    raise UserError(f"{paths[1]}: entry {int(np.argmin(std > 0))} is {std[np.argmin(std > 0)]}; expected every std over 0")
+                if std.min() < SMALLEST_STD:
+                    raise UserError(f"{paths[1]}: entry {np.argmin(std)} is {std.min():g}, no std of any "
+                                    f"motion; expected at least {SMALLEST_STD:g}")
                 return mean, std, str(folder)
-    raise UserError(f"{folders[-1]}: no mean and std (Mean.npy and Std.npy, or mean.npy and std.npy); name their folder with --meta-dir")
+    raise UserError(f"{folders[-1]}: no mean and std (Mean.npy and Std.npy, or mean.npy and std.npy); "
+                    "name their folder with --meta-dir")
 
 
 def _read_statistic(path, spec):
     array = load_array(path)
     if array.shape != (spec.width,):
-        raise UserError(f"{path}: has shape {array.shape}, expected ({spec.width},) for {spec.name}{_looks_like(array.shape[-1:])}")
+        hint = "; save it with reshape(-1)" if array.size == spec.width else _origin(array.shape[-1:])
+        raise UserError(f"{path}: has shape {array.shape}, expected ({spec.width},) for {spec.name}{hint}")
     if not np.isfinite(array).all():
-        raise UserError(f"{path}: entry {int(np.argmin(np.isfinite(array)))} is not finite; expected {spec.width} finite numbers")
+        raise UserError(f"{path}: entry {np.argmin(np.isfinite(array))} is not finite")
     return array.astype(np.float64)
 
 
-def find_data(path, saved, net, args):
-    """Which data a checkpoint belongs to: (spec, folder, remarks), the flags before its own arguments, its mean and std before the folder's.
+def find_data(path, net, args):
+    """Find the data of a checkpoint. Sets `net.mean` and `net.std` where the checkpoint brought none.
 
-    net: the checkpoint's HumanVQVAE, which gets the folder's mean and std where the checkpoint brought none; saved: the checkpoint's
-    arguments; args: dataname, data_root and meta_dir, None where not given. Raises UserError where they do not fit the net.
+    path: the checkpoint's, for messages. net: its HumanVQVAE; `recipe` names the folders of its training.
+    args: dataname, data_root and meta_dir; they come first where they are not None.
+    Returns (spec, data folder, remarks). Raises UserError where the data does not fit the net.
     """
-    spec = get_spec(args.dataname or saved.get("dataname") or net.spec.name)
+    spec = get_spec(args.dataname or net.spec.name)
     if spec.width != net.spec.width:
-        raise UserError(f"{path}: a network of {net.spec.width} features, and --dataname {spec.name} has {spec.width}; leave the flag out")
-    root = args.data_root or saved.get("data_root") or spec.data_root
-    remarks = []
-    if net.mean is None:
-        mean, std, folder = find_statistics(SimpleNamespace(data_root=root, meta_dir=args.meta_dir), spec)
-        net.mean, net.std = mean, std
-        return spec, root, [f"the checkpoint carries no mean and std: taken from {folder} (the {describe_statistics(std)}'s kind)"]
+        raise UserError(f"{path}: a network of {net.spec.name}'s {net.spec.width} features cannot take "
+                        f"{spec.name}'s {spec.width}; name data of {net.spec.name} or another checkpoint")
+    root = args.data_root or net.recipe.get("data_root") or spec.data_root
+    known = net.mean is not None
+    where = SimpleNamespace(data_root=root, meta_dir=args.meta_dir or net.recipe.get("meta_dir"))
     try:
-        mean, std, folder = find_statistics(SimpleNamespace(data_root=root, meta_dir=args.meta_dir or saved.get("meta_dir")), spec)
-    except UserError:  # the checkpoint's own are enough
-        return spec, root, remarks
-    if not (np.allclose(mean, net.mean, rtol=1e-5, atol=1e-7) and np.allclose(std, net.std, rtol=1e-5, atol=1e-7)):
-        largest = int(np.argmax(np.abs(mean - net.mean) / net.std + np.abs(np.log(std / net.std))))
-        remarks.append(f"mean and std in {folder} differ from the checkpoint's, most in entry {largest} (std {std[largest]:.5g}, checkpoint "
-                       f"{net.std[largest]:.5g}); the checkpoint's are used")
-    return spec, root, remarks
-
-
-def _looks_like(shape):
-    fits = [spec.name for spec in SPECS.values() if shape and spec.width == shape[0]]
-    return f"; it looks like {fits[0]}: use --dataname {fits[0]}" if fits else ""
+        mean, std, folder = find_statistics(where, spec)
+    except UserError:
+        if known and not args.meta_dir:  # the checkpoint's own are enough
+            return spec, root, []
+        raise
+    if not known:
+        net.mean, net.std = mean, std
+        variant = describe_statistics(std)
+        return spec, root, [f"the checkpoint carries no mean and std; in use: {folder} ({variant} variant)"]
+    if np.allclose(mean, net.mean, rtol=1e-5, atol=1e-7) and np.allclose(std, net.std, rtol=1e-5, atol=1e-7):
+        return spec, root, []
+    worst = int(np.argmax(np.abs(mean - net.mean) / net.std + np.abs(np.log(std / net.std))))
+    return spec, root, [f"mean and std in {folder} differ from the checkpoint's, most in entry {worst} "
+                        f"(std {std[worst]:.5g}, checkpoint {net.std[worst]:.5g}); the checkpoint's are used"]
 
 
 def load_split(root, split, spec, mean, std, skip_bad=False, cache=True):
-    """All clips of a split, normalised, in one array.
+    """Read all clips of a split, normalised, into one array.
 
-    Returns a namespace: `names` list of ids; `frames` (F, D) float32, clip after clip, normalised in float64 and rounded once;
-    `offsets` (n + 1,) int64; `bad` the messages of the clips left out; `content` a SHA-256 of the frames; `split`. With `cache`, a packed
-    file in ROOT/.packed is mapped when its fingerprint (ids, file sizes and times, statistics) and its checksum still fit, and written
-    when they do not.
-    Raises UserError for a missing folder and, unless `skip_bad`, for clips that are missing, unreadable, of the wrong width or not finite.
+    Returns a namespace: `names` list of ids; `frames` (F, D) float32, clip after clip, normalised in float64
+    and rounded once; `offsets` (n + 1,) int64; `bad` the messages of the clips left out; `warning` why the
+    frames do not look normalised, or None; `content` a SHA-256 of the frames; `split`.
+    With `cache`, the frames are mapped from ROOT/.packed while it fits the split's files, else packed there.
+    Raises UserError for a missing folder and, unless `skip_bad`, for clips that `read_clip` refuses.
     """
-    root = Path(root)
-    folder = find_clips(root)
-    ids = read_ids(root / f"{split}.txt")
-    key = _fingerprint(folder, ids, spec, mean, std, skip_bad)
-    clips = _map_cache(root, split, key) if cache else None
+    folder, path = find_clips(root), Path(root, f"{split}.txt")
+    ids = read_ids(path)
+    sizes, key = _fingerprint(folder, ids, spec, mean, std, skip_bad)
+    packed = Path(root, CACHE, split)
+    clips = _map_cache(packed, key) if cache else None
     if clips is None:
-        clips = _read_clips(folder, ids, spec, mean, std, skip_bad)
-        clips.split = split
+        clips = _read_clips(folder, ids, sum(sizes), spec, mean, std)
+        if clips.bad and not skip_bad:
+            raise UserError(f"{len(clips.bad)} of {len(ids)} clips cannot be used (--skip-bad-clips leaves "
+                            f"them out), the first: {clips.bad[0]}", clips.bad)
         if cache:
-            _write_cache(root, split, key, clips)
+            _write_cache(packed, key, clips)
     if not clips.names:
-        raise UserError(f"{root / split}.txt: none of its {len(ids)} clips can be used; the first: {clips.bad[0]}")
-    clips.warning = None
+        raise UserError(f"{path}: none of its {len(ids)} clips can be used: {clips.bad[0]}", clips.bad)
+    clips.split = split
+    clips.warning = clips.warning and f"{path}: {clips.warning}"
     return clips
 
 
-def _read_clips(folder, ids, spec, mean, std, skip_bad):
-    names, lengths, bad = [], [], []
-    for name in ids:  # headers first: one allocation of the right size
-        path = folder / f"{name}.npy"
+def _read_clips(folder, ids, size, spec, mean, std):
+    """Read clips of `size` bytes in all."""
+    # float16 is the least that a frame takes; rows that stay untouched take no memory
+    frames = np.empty((size // (2 * spec.width), spec.width), np.float32)
+    names, offsets, bad = [], [0], []
+    for name in ids:
         try:
-            array = load_array(path, mmap=True)
-            if array.ndim != 2 or array.shape[1] != spec.width:
-                raise UserError(f"{path}: has shape {array.shape}, expected (frames, {spec.width}) for {spec.name}"
-                                + _looks_like(array.shape[1:2] if array.ndim == 2 else ()))
-            if array.dtype.kind != "f":
-                raise UserError(f"{path}: holds {array.dtype}, expected float32")
-            if len(array) == 0:
-                raise UserError(f"{path}: has no frame")
+            clip = read_clip(folder / f"{name}.npy", spec)
         except UserError as error:
-            bad.append(str(error))
+            bad.append(f"{error}{'' if os.path.exists(folder / f'{name}.npy') else id_hint(name)}")
             continue
+        offsets.append(offsets[-1] + len(clip))
+        frames[offsets[-2]:offsets[-1]] = (clip - mean) / std
         names.append(name)
-        lengths.append(len(array))
-    _refuse(bad, skip_bad, len(ids))
-    frames = np.empty((sum(lengths), spec.width), np.float32)
-    kept, offsets = [], [0]
-    for name, length in zip(names, lengths):
-        start = offsets[-1]
-        clip = (load_array(folder / f"{name}.npy") - mean) / std
-        frames[start:start + length] = clip
-        finite = np.isfinite(frames[start:start + length]).all(1)
-        if not finite.all():
-            bad.append(f"{folder / name}.npy: frame {int(np.argmin(finite))} is NaN or Inf ({int((~finite).sum())} of {length} frames)")
-            continue
-        kept.append(name)
-        offsets.append(start + length)
-    _refuse(bad, skip_bad, len(ids))
     frames = frames[:offsets[-1]]
-    return SimpleNamespace(names=kept, frames=frames, offsets=np.array(offsets, np.int64), bad=bad,
+    sample = frames[::max(1, len(frames) // 50_000)]
+    return SimpleNamespace(names=names, frames=frames, offsets=np.array(offsets, np.int64), bad=bad,
+                           warning=normalisation_problem(sample) if names else None,
                            content=hashlib.sha256(frames.reshape(-1).view(np.uint8)).hexdigest())
 
 
-def _refuse(bad, skip_bad, total):
-    if bad and not skip_bad:
-        more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
-        raise UserError(f"{len(bad)} of {total} clips cannot be used: {'; '.join(bad[:NAMED])}{more}. Mend them, or leave them out with "
-                        "--skip-bad-clips")
-
-
-# The packed cache: SPLIT.json (names, offsets, fingerprint, checksum) beside SPLIT-FINGERPRINT.npy (the normalised frames).
+# -------- the packed cache: SPLIT.npy (the normalised frames) and SPLIT.json (the rest)
 
 def _fingerprint(folder, ids, spec, mean, std, skip_bad):
-    """SHA-256 over everything the packed frames depend on: ids, sizes and times of their files, statistics."""
-    with os.scandir(folder) as entries:
-        stats = {entry.name: entry.stat() for entry in entries}
-    digest = hashlib.sha256(json.dumps([2, spec.width, skip_bad]).encode() + mean.tobytes() + std.tobytes())
+    """Return the clips' file sizes, and a SHA-256 of all that the packed frames depend on."""
+    digest = hashlib.sha256(json.dumps([3, spec.width, skip_bad]).encode() + mean.tobytes() + std.tobytes())
+    sizes = []
     for name in ids:
-        stat = stats.get(f"{name}.npy")
-        digest.update(f"{name}\0{stat and (stat.st_size, stat.st_mtime_ns)}\n".encode())
-    return digest.hexdigest()
+        try:
+            stat = os.stat(folder / f"{name}.npy")
+        except OSError:  # the clip is missing: named when it is read
+            stat = None
+        facts = stat and [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+        digest.update(f"{name}\0{facts}\n".encode())
+        sizes.append(stat.st_size if stat else 0)
+    return sizes, digest.hexdigest()
 
 
 def _checksum(frames):
-    """SHA-256 of each MiB's sum of 64-bit words, and of the rest: any flipped bit, torn or misplaced block changes it.
-
-    Every byte is read, at the memory's speed: 0.1 s for HumanML3D's 3 GB when the system still holds the file, else the time to read it once.
-    """
+    """Return a SHA-256 of each MiB's sum of 64-bit words, and of the rest: any flipped bit changes it."""
     data = frames.reshape(-1).view(np.uint8)
     whole = data.size >> 20 << 20
-    return hashlib.sha256(data[:whole].view(np.uint64).reshape(-1, 1 << 17).sum(1).tobytes() + data[whole:].tobytes()).hexdigest()
+    sums = data[:whole].view(np.uint64).reshape(-1, 1 << 17).sum(1)
+    return hashlib.sha256(sums.tobytes() + data[whole:].tobytes()).hexdigest()
 
 
-def _map_cache(root, split, key):
-    folder = root / CACHE
+def _map_cache(packed, key):
+    """Return the clips of the cache, frames mapped; None where it is missing, damaged or of other files."""
     try:
-        index = json.loads((folder / f"{split}.json").read_text(encoding="utf-8"))
-        if index["key"] != key:
+        index = json.loads(Path(f"{packed}.json").read_text(encoding="utf-8"))
+        if index.pop("key") != key:
             return None
-        frames = np.load(folder / f"{split}-{key[:16]}.npy", mmap_mode="r")
-        if frames.shape[0] != index["offsets"][-1] or _checksum(frames) != index["checksum"]:
+        frames = load_array(f"{packed}.npy", mmap=True)
+        if index.pop("checksum") != _checksum(frames):
             return None
-        return SimpleNamespace(names=index["names"], frames=frames, offsets=np.array(index["offsets"], np.int64), bad=index["bad"],
-                               content=index["content"], split=split)
-    except (OSError, ValueError, KeyError, EOFError):  # none yet, or damaged: it is made anew
+        return SimpleNamespace(**{**index, "frames": frames, "offsets": np.array(index["offsets"], np.int64)})
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, UserError):
         return None
 
 
-def _write_cache(root, split, key, clips):
-    """Write the packed files, each whole before it gets its name; a folder that cannot be written simply has no cache."""
-    folder = root / CACHE
-    index = dict(key=key, names=clips.names, offsets=clips.offsets.tolist(), bad=clips.bad, content=clips.content,
-                 checksum=_checksum(clips.frames))
-    temporary = folder / f"{split}.{os.getpid()}.tmp"
-    try:
-        folder.mkdir(exist_ok=True)
-        stale = [path for path in folder.glob(f"{split}-*.npy") if path.name != f"{split}-{key[:16]}.npy"]
-        stale += [path for path in folder.glob("*.tmp") if path.stat().st_mtime < time.time() - ABANDONED]
-        with open(temporary, "wb") as file:
-            np.save(file, clips.frames)
-        os.replace(temporary, folder / f"{split}-{key[:16]}.npy")
-        temporary.write_text(json.dumps(index), encoding="utf-8")
-        os.replace(temporary, folder / f"{split}.json")
-        for path in stale:
-            path.unlink(missing_ok=True)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+def _write_cache(packed, key, clips):
+    """Pack the clips; a folder that cannot be written simply has no cache."""
+    index = dict(names=clips.names, offsets=clips.offsets.tolist(), bad=clips.bad, warning=clips.warning,
+                 content=clips.content, checksum=_checksum(clips.frames), key=key)
+    with contextlib.suppress(OSError, UserError):
+        save_array(f"{packed}.npy", clips.frames)
+        write_json(f"{packed}.json", index)
+        remove_stale(packed.parent, ABANDONED)

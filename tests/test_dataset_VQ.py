@@ -3,6 +3,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from dataset import dataset_VQ
 from dataset.dataset_VQ import WindowFeed
@@ -11,7 +12,8 @@ from utils.errors import UserError
 
 def make_clips(lengths):
     """Every frame holds (clip, frame): a window tells where it comes from."""
-    frames = np.concatenate([np.stack([np.full(n, i), np.arange(n)], 1) for i, n in enumerate(lengths)]).astype(np.float32)
+    frames = [np.stack([np.full(n, i), np.arange(n)], 1) for i, n in enumerate(lengths)]
+    frames = np.concatenate(frames).astype(np.float32)
     return SimpleNamespace(names=[str(i) for i in range(len(lengths))], frames=frames, split="train",
                            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
 
@@ -61,17 +63,49 @@ def test_ranks_share_out_the_same_batch(ranks):
     assert (np.concatenate(parts) == feed.batch(3).numpy()).all()
 
 
-def test_windows_asked_for_from_disk_are_those_in_memory(tmp_path, monkeypatch):
-    clips = make_clips([9 + i % 50 for i in range(500)])
+def test_the_stream_is_the_one_of_earlier_runs():
+    """Pinned: with other windows a run would not go on exactly where it stopped."""
+    clips, starts = WindowFeed(make_clips(LENGTHS), 8, 6, seed=123).select(1)
+    assert clips.tolist() == [4, 1, 3, 0, 6, 5]
+    assert starts.tolist() == [64, 11, 35, 0, 84, 74]
+
+
+def test_a_mapped_file_gives_the_windows_of_memory(tmp_path):
+    clips = make_clips(LENGTHS)
     np.save(tmp_path / "frames.npy", clips.frames)
     mapped = SimpleNamespace(**{**vars(clips), "frames": np.load(tmp_path / "frames.npy", mmap_mode="r")})
-    in_memory = WindowFeed(clips, 8, 64)
-    assert not WindowFeed(mapped, 8, 64)._from_disk  # so small a file stays in memory
-    monkeypatch.setattr(dataset_VQ, "LARGE", 0)
-    from_disk = WindowFeed(mapped, 8, 64)
-    assert from_disk._from_disk
-    for k in range(20):
-        assert (from_disk.batch(k) == in_memory.batch(k)).all()
+    assert (WindowFeed(mapped, 8, 20).batch(3) == WindowFeed(clips, 8, 20).batch(3)).all()
+
+
+def take(feed, device, parts):
+    """Batches 3 to 7 of rank 1 of 2, as they come to a device."""
+    batches = feed.batches_on(device, 3, rank=1, world_size=2, parts=parts)
+    return [torch.cat(next(batches)).cpu() for _ in range(5)]
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("resident", [False, True])
+def test_a_device_gets_the_same_windows(parts, resident, monkeypatch):
+    monkeypatch.setattr(dataset_VQ, "_fits", lambda frames, device: resident)
+    feed = WindowFeed(make_clips(LENGTHS), 8, 8)
+    expected = [feed.batch(k, 1, 2) for k in range(3, 8)]
+    assert all(torch.equal(a, b) for a, b in zip(expected, take(feed, torch.device("cpu"), parts)))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("resident", [False, True])
+def test_the_gpu_gets_the_same_windows_without_waiting(resident, monkeypatch):
+    monkeypatch.setattr(dataset_VQ, "_fits", lambda frames, device: resident)
+    feed, device = WindowFeed(make_clips(LENGTHS), 8, 8), torch.device("cuda", 0)
+    assert all(torch.equal(feed.batch(k, 1, 2), x) for k, x in zip(range(3, 8), take(feed, device, 2)))
+    batches = feed.batches_on(device)
+    next(batches)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        next(batches)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_too_short_clips_are_refused_by_name_of_the_flag():

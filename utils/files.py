@@ -1,6 +1,7 @@
-"""Files: the one atomic write, the one lock, and the one reader of arrays."""
+"""Files: the one atomic write, the one lock, and the readers of arrays and text."""
 import json
 import os
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from utils.errors import UserError
 
+ARRAY, UNKNOWN = "an array of numpy.save", "a file of another kind"
 SIGNATURES = (  # what a file is, by its first bytes
     (b"version https://git-lfs", "a Git LFS pointer: fetch the file itself with git lfs pull"),
     (b"<", "a web page: download the file itself"),
@@ -16,7 +18,7 @@ SIGNATURES = (  # what a file is, by its first bytes
     (b"\x80", "a Python pickle"),
     (b"BZh", "a packed archive: unpack it first"),
     (b"\x1f\x8b", "a packed archive: unpack it first"),
-    (b"\x93NUMPY", "an array of numpy.save"),
+    (b"\x93NUMPY", ARRAY),
 )
 
 
@@ -39,52 +41,26 @@ def atomic_write(path, flush=False):
                 os.fsync(file.fileno())
         os.replace(temporary, path)
         if flush and os.name != "nt":
-            _flush_folder(path.parent)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); free space, or write elsewhere") from None
+            descriptor = os.open(path.parent, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+    except (OSError, RuntimeError) as error:
+        # torch.save raises a RuntimeError out of the system's error
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        reason = cause.strerror or cause
+        raise UserError(f"{path}: cannot be written ({reason}); free space, or write elsewhere") from None
     finally:
         if temporary.parent.is_dir():
             temporary.unlink(missing_ok=True)
 
 
-def _flush_folder(folder):
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def remove_stale(folder):
-    """Remove the temporary files that a killed process left in `folder`, which nobody else may be writing to."""
+def remove_stale(folder, age=0):
+    """Remove the temporary files of killed processes in `folder`: those not written to for `age` seconds."""
     for path in Path(folder).glob("*.tmp"):
-        path.unlink(missing_ok=True)
-
-
-def write_atomically(path, write, before_rename=None):
-    """Call `write(file)` on a temporary file in the same folder, flush it to the disk, rename it to `path`.
-
-    `before_rename(path)` runs when the new file is whole and the old one still in place. On any failure the temporary file is
-    removed and `path` is left as it was. Raises OSError as the system does.
-    """
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        if before_rename:
-            before_rename(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-        raise
-    descriptor = os.open(os.path.dirname(path) or ".", os.O_RDONLY)  # the rename itself must reach the disk too
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        if not age or path.stat().st_mtime < time.time() - age:
+            path.unlink(missing_ok=True)
 
 
 def write_json(path, content):
@@ -119,36 +95,88 @@ def describe_file(path):
         head = file.read(64).lstrip(b"\xef\xbb\xbf \r\n")
     if not head:
         return "an empty file"
-    return next((what for start, what in SIGNATURES if head.startswith(start)), "a file of another kind")
+    return next((what for start, what in SIGNATURES if head.startswith(start)), UNKNOWN)
 
 
-def load_array(path, mmap=False):
-    """Read an .npy file, or map it. Nothing in it is run.
+def _unreadable(path, error):
+    """Return the UserError for a file that the system cannot open."""
+    reason = f"cannot be read ({error.strerror or error})"
+    if isinstance(error, FileNotFoundError):
+        reason = "is a link to a file that is not there" if os.path.islink(path) else "no such file"
+    return UserError(f"{path}: {reason}")
 
-    Raises UserError for a missing file, a file of another kind, a damaged one, and an array of Python objects.
+
+def read_text(path, expected):
+    """Read a UTF-8 file, with or without a byte order mark. expected: what it should hold, for the messages.
+
+    Raises UserError for a missing file, one that is no text, and UTF-16.
     """
     try:
         found = describe_file(path)
-        if not found.startswith("an array"):
-            raise UserError(f"{path}: is {found}; expected an array of numpy.save")
-        array = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
-    except UserError:
-        raise
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        data = Path(path).read_bytes()
+        if found in (UNKNOWN, "an empty file"):
+            if not data.startswith((b"\xff\xfe", b"\xfe\xff")) and b"\0" not in data:
+                return data.decode("utf-8-sig")
+            found = "UTF-16 text, or none at all: save it as UTF-8"
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise _unreadable(path, error) from None
+    except UnicodeDecodeError as error:
+        found = f"no UTF-8 text (byte {error.start})"
+    raise UserError(f"{path}: is {found}; expected {expected}")
+
+
+def load_array(path, mmap=False):
+    """Read an array of numbers from an .npy file, or map it. Nothing in the file is run.
+
+    Raises UserError for a missing file, a file of another kind, a damaged one, and an array of anything else.
+    """
+    try:
+        found = describe_file(path)
+        if found == ARRAY:
+            array = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+            if array.dtype.kind in "biuf":
+                return array
+            found = f"an array of {str(array.dtype)[:40]}"
+    except OSError as error:
+        raise _unreadable(path, error) from None
     except Exception as error:  # numpy evaluates the header as Python: a damaged one raises nearly anything
-        objects = "Object arrays" in str(error)
-        found = "holds Python objects" if objects else "is damaged or cut short"
-        raise UserError(f"{path}: {found}; expected an array of numbers saved by numpy.save") from None
-    return array
+        objects = "object" in str(error).lower()
+        found = "an array of Python objects" if objects else "damaged or cut short"
+    raise UserError(f"{path}: is {found}; expected an array of numbers saved by numpy.save")
 
 
 def save_array(path, array):
     """Write an .npy file atomically."""
     with atomic_write(path) as file:
         np.save(file, array)
+
+
+# to go once nobody calls them
+
+def write_atomically(path, write, before_rename=None):
+    """Call `write(file)` on a temporary file in the same folder, flush it to the disk, rename it to `path`.
+
+    `before_rename(path)` runs when the new file is whole and the old one still in place. On any failure the temporary file is
+    removed and `path` is left as it was. Raises OSError as the system does.
+    """
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        if before_rename:
+            before_rename(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+        raise
+    descriptor = os.open(os.path.dirname(path) or ".", os.O_RDONLY)  # the rename itself must reach the disk too
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
