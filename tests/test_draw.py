@@ -14,8 +14,8 @@ from visualize.skeleton import bones, foot_contacts, frame_error
 def stand(spec, frames=1):
     """A T-pose on the floor that faces +z, its left at +x, in metres: (frames, J, 3)."""
     x = {"hip": 0.1, "collar": 0.08, "shoulder": 0.18, "elbow": 0.28, "wrist": 0.25}
-    y = {"hip": -0.05, "knee": -0.4, "ankle": -0.42, "collar": 0.08, "spine": 0.13, "spine1": 0.13, "spine2": 0.14,
-         "spine3": 0.06, "chest": 0.2, "neck": 0.2, "head": 0.15}
+    y = {"hip": -0.05, "knee": -0.4, "ankle": -0.42, "collar": 0.08, "spine": 0.13, "spine1": 0.13,
+         "spine2": 0.14, "spine3": 0.06, "chest": 0.2, "neck": 0.2, "head": 0.15}
     z = {"foot": 0.14, "toe": 0.06}
     joints = np.zeros((spec.joints, 3))
     for child, parent in bones(spec):
@@ -26,7 +26,7 @@ def stand(spec, frames=1):
 
 
 def dance(spec, frames, seed=0):
-    """Return a rigid skeleton whose joints turn at random while it wanders over the floor: (frames, J, 3), metres."""
+    """Return a rigid skeleton whose joints turn while it wanders about: (frames, J, 3) in metres."""
     rng, rest, t = np.random.default_rng(seed), stand(spec)[0], np.arange(frames)[:, None]
     joints, turned = np.zeros((frames, spec.joints, 3)), {}
     joints[:, 0] = rest[0] + np.concatenate([t * 0.02, 0.03 * np.sin(t / 3), 0.3 * np.sin(t / 20)], 1)
@@ -102,7 +102,7 @@ def test_side_by_side_shows_each_motion_and_the_error_beneath():
 def test_a_wild_reconstruction_leaves_the_scale_of_both_panels_alone():
     joints = dance(T2M, 6)
     wild = joints + np.random.default_rng(0).normal(0, 0.4, joints.shape)
-    panels = [draw.draw_frames(motion, T2M, reference=joints, size=96)[:, :96, :96] for motion in (wild, joints)]
+    panels = [draw.draw_frames(x, T2M, reference=joints, size=96)[:, :96, :96] for x in (wild, joints)]
     assert (panels[0] == panels[1]).all()
     short = draw.draw_frames(joints * 0.5, T2M, reference=joints, size=96)
     sizes = [near(short[0, :96, half], draw.LEFT).nonzero()[0] for half in (slice(0, 96), slice(96, 192))]
