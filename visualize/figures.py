@@ -52,7 +52,7 @@ def usage_figure(usage, steps=None, title="codebook use", *, width=560, height=2
 
     usage (S, K): counts or shares. steps: S iteration numbers. Colour spans two decades either side of 1/K.
     """
-    codes = usage.shape[1]
+    usage, codes = np.asarray(usage, dtype=np.float64), np.shape(usage)[1]
     share = usage / np.maximum(usage.sum(1, keepdims=True), 1e-12)
     ordered = share[:, np.argsort(share[-1], kind="stable")].T[::-1]  # (K, S)
     colour = ramp_colour((np.log10(np.maximum(ordered * codes, 1e-12)) + 2) / 4)
