@@ -191,7 +191,7 @@ def draw_frames(joints, spec, *, size=256, reference=None, alone=False, title=""
     azimuth, elevation: degrees; 0 looks into the face of a clip that starts facing +z.
     frames: indices to draw; None: all. Raises UserError for joints that cannot be drawn.
     """
-    joints, title = check_joints(joints, spec), str(title)
+    joints, title = check_joints(joints, spec), str(title or "")
     frames = range(len(joints)) if frames is None else frames
     camera = dict(spec=spec, size=size, azimuth=azimuth, elevation=elevation)
     if reference is None:

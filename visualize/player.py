@@ -52,7 +52,7 @@ def player_html(joints, spec, *, reference=None, codes=None, title="", fps=None,
     joints = check_joints(joints, spec)
     shown = [joints * unit_in_metres(joints, spec)]
     sides = [SIDES.get(name.split("_")[0], 0) for name in spec.joint_names]
-    data = dict(frames=len(joints), joints=spec.joints, fps=fps or spec.fps, title=str(title), per=unit,
+    data = dict(frames=len(joints), joints=spec.joints, fps=fps or spec.fps, title=str(title or ""), per=unit,
                 autoplay=bool(autoplay), bones=[(c, p, sides[c]) for c, p in bones(spec)],
                 feet=spec.feet, head=spec.joint_names.index("head"))
     if reference is not None:
