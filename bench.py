@@ -213,6 +213,7 @@ def measure_evaluation(args, device, clock):
     with tempfile.TemporaryDirectory() as folder:
         _, _, spec, mean, std = data = made_data(args, folder)
         run, clips = training(args, device, "off"), load_split(*data, cache=False)
+        run.net.mean, run.net.std = mean, std
         _, starts, lengths, _ = select_clips(clips, spec, 2 ** run.net.down_t)
         frames = np.concatenate([clips.frames[start:start + length] for start, length in zip(starts, lengths)])
         windows = torch.from_numpy(frames[:len(frames) // 128 * 128]).view(-1, 128, spec.width).split(BATCH_FRAMES // 128)
@@ -223,7 +224,7 @@ def measure_evaluation(args, device, clock):
                     run.net(x.to(device))
 
         seconds = clock.in_turn(args.rounds, forward=forward,
-                                evaluation=lambda: evaluate_clips(run.net, clips, spec, mean, std, device, full=True))
+                                evaluation=lambda: evaluate_clips(run.net, clips, full=True))
     return dict(evaluation_over_forward=ratio(seconds["evaluation"], seconds["forward"]) * (len(frames) // 128 * 128) / len(frames),
                 clips_per_s=len(lengths) / statistics.median(seconds["evaluation"]))
 

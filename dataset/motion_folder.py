@@ -84,12 +84,13 @@ def _read_statistic(path, spec):
     return array.astype(np.float64)
 
 
-def find_data(path, saved, net, args):
+def find_data(path, net, args):
     """Which data a checkpoint belongs to: (spec, folder, remarks), the flags before its own arguments, its mean and std before the folder's.
 
     net: the checkpoint's HumanVQVAE, which gets the folder's mean and std where the checkpoint brought none; saved: the checkpoint's
     arguments; args: dataname, data_root and meta_dir, None where not given. Raises UserError where they do not fit the net.
     """
+    saved = net.recipe
     spec = get_spec(args.dataname or saved.get("dataname") or net.spec.name)
     if spec.width != net.spec.width:
         raise UserError(f"{path}: a network of {net.spec.width} features, and --dataname {spec.name} has {spec.width}; leave the flag out")
@@ -134,6 +135,7 @@ def load_split(root, split, spec, mean, std, skip_bad=False, cache=True):
         clips.split = split
         if cache:
             _write_cache(root, split, key, clips)
+    clips.warning = None
     if not clips.names:
         raise UserError(f"{root / split}.txt: none of its {len(ids)} clips can be used; the first: {clips.bad[0]}")
     clips.warning = None

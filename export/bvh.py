@@ -18,8 +18,8 @@ def solve_skeleton(joints, spec):
     """Solve the inverse kinematics of joints (T, J, 3), metres or millimetres, y up. All in float64 metres.
 
     Returns offsets (J, 3) from each joint's parent in the rest pose, a T-pose that faces +z with its left at
-    +x (bone lengths are the clip's medians), local rotations (T, J, 3, 3), and the forward kinematics of both,
-    (T, J, 3): the input with constant bone lengths and a rigid pelvis and chest. Each bone aims at where its
+    +x (bone lengths are the clip's medians), local rotations (T, J, 3, 3), and the forward kinematics (T, J, 3)
+    of both: the input with constant bone lengths and a rigid pelvis and chest. Each bone aims at where its
     joint was, so errors do not add up along a limb. Raises UserError for joints that are not finite.
     """
     joints = check_joints(joints, spec)
@@ -48,7 +48,7 @@ def solve_skeleton(joints, spec):
 
 
 def write_bvh(path, joints, spec, fps=None):
-    """Write joints (T, J, 3), metres or millimetres, as BVH in **centimetres**, y up; fps None: the data set's.
+    """Write joints (T, J, 3), metres or millimetres, as BVH in centimetres, y up. fps None: the data set's.
 
     The root has position and rotation channels, every other joint rotations, in the order Z, X, Y.
     Returns the joints that the file holds, (T, J, 3) in metres: see `solve_skeleton`.
@@ -100,7 +100,7 @@ def _numbers(vector):
 
 
 def _rest_direction(name):
-    """Return where the bone to a joint points in the T-pose: arms sideways, legs down, feet ahead, else up."""
+    """Return where the bone to a joint points in the T-pose: arms to the side, legs down, feet ahead."""
     if name.endswith(("collar", "shoulder", "elbow", "wrist", "hip")):
         return (1.0, 0, 0) if name.startswith("left") else (-1.0, 0, 0)
     if name.endswith(("knee", "ankle")):
@@ -109,7 +109,7 @@ def _rest_direction(name):
 
 
 def _group_shape(vectors, names, lengths, rounds=4):
-    """Return the rest offsets (C, 3) of several children of one joint: their mean shape, left at +x, up at +y.
+    """Return the rest offsets (C, 3) of a joint's several children: their mean shape, left at +x, up at +y.
 
     vectors (T, C, 3) from the joint to each child. Starts from the T-pose; then fits and averages in turn.
     """

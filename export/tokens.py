@@ -62,13 +62,13 @@ def check_output(out):
                         "name a new folder with --out")
 
 
-def write_tokens(out, ids, rows, manifest, done=lambda: None):
-    """Write rows of codes (T',) and their manifest; remove what an earlier run left. done(): after each file.
+def write_tokens(out, codes, manifest):
+    """Write codes {id: (T',) int64} and their manifest; remove what an earlier run left.
 
     Every file is whole or not there. `complete` in the manifest turns true last, so that a killed run shows.
     """
     check_output(out)
-    out, old, files = Path(out), [f"{name}.npy" for name in _read_ids(out)], [f"{name}.npy" for name in ids]
+    out, old, files = Path(out), [f"{name}.npy" for name in _read_ids(out)], [f"{name}.npy" for name in codes]
     manifest = dict(format=FORMAT, version=VERSION, complete=False, rows=1, **manifest)
     write_json(out / MANIFEST, manifest)
     for name in set(old).difference(files):
@@ -76,10 +76,9 @@ def write_tokens(out, ids, rows, manifest, done=lambda: None):
     for folder in {(out / name).parent for name in (*old, *files)}:
         remove_stale(folder)
     with atomic_write(out / IDS) as file:
-        file.write("".join(f"{name}\n" for name in ids).encode())
-    for name, row in zip(files, rows):
-        save_array(out / name, row[None])
-        done()
+        file.write("".join(f"{name}\n" for name in codes).encode())
+    for name, row in codes.items():
+        save_array(out / f"{name}.npy", row[None])
     write_json(out / MANIFEST, {**manifest, "complete": True})
 
 
