@@ -3,6 +3,7 @@ import os
 import signal
 
 import numpy as np
+import torch
 
 from options.option_vq import get_args_parser
 from utils.motion_spec import get_spec
@@ -48,6 +49,17 @@ def small_args(root, out, *flags):
     return get_args_parser([*SMALL_NET, "--data-root", str(root), "--out-dir", str(out), "--exp-name", "run", "--batch-size", "4",
                             "--window-size", "32", "--total-iter", "12", "--warm-up-iter", "4", "--print-iter", "5", "--eval-iter", "6",
                             "--save-iter", "5", "--nb-vis", "0", *flags])
+
+
+def excess(net, x, codes):
+    """How much farther the given codes (T',) lie from the latents of x (1, T, D) than the nearest ones; and the gap
+    of these to the second nearest, at its smallest. Which of two codes that tie is taken hangs on the last bit."""
+    with torch.no_grad():
+        z_e = net.vqvae.encoder(x.transpose(1, 2))[0].t()
+        distance = torch.cdist(z_e.double(), net.vqvae.quantizer.codes.double())
+    best = distance.topk(2, largest=False).values
+    taken = distance.gather(1, torch.as_tensor(codes)[:, None])[:, 0]
+    return float((taken - best[:, 0]).max()), float((best[:, 1] - best[:, 0]).min())
 
 
 def signal_at(monkeypatch, step):
