@@ -69,8 +69,8 @@ def draw(captioned, rng, batch=BATCH):
     """Draw one pass of the published protocol: (entry, caption, start, length), (m,) int64 each.
 
     rng: NumPy Generator; nothing else is random. Entries are shuffled, the last partial batch is dropped.
-    Each gets one of its captions, a length cut to a multiple of four (with probability 1/3 to one unit less), and
-    a random first frame.
+    Each gets one of its captions, a length cut to a multiple of four (with probability 1/3 to one unit
+    less), and a random first frame.
     """
     entry = rng.permutation(len(captioned.clip))[:len(captioned.clip) // batch * batch]
     caption = captioned.first[entry] + rng.integers(captioned.count[entry])

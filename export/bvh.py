@@ -19,8 +19,8 @@ def solve_skeleton(joints, spec):
 
     Returns offsets (J, 3) from each joint's parent in the rest pose, a T-pose that faces +z with its left at
     +x (bone lengths are the clip's medians), local rotations (T, J, 3, 3), and the forward kinematics (T,
-    J, 3) of both: the input with constant bone lengths and a rigid pelvis and chest. Each bone aims at where its
-    joint was, so errors do not add up along a limb. Raises UserError for joints that are not finite.
+    J, 3) of both: the input with constant bone lengths and a rigid pelvis and chest. Each bone aims at where
+    its joint was, so errors do not add up along a limb. Raises UserError for joints that are not finite.
     """
     joints = check_joints(joints, spec)
     joints = joints * unit_in_metres(joints, spec)

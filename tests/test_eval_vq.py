@@ -42,9 +42,11 @@ def refused(capsys, *argv):
 def test_a_checkpoint_alone_says_everything(run, capsys):
     assert evaluate("--resume-pth", run / "net_last.pth", "--split", "test") == 0
     printed, saved = capsys.readouterr().out, json.loads((run / "eval_test.json").read_text())
-    assert (saved["quantizer"], saved["iteration"], saved["split"], saved["clips"]) == ("ema_reset", 15, "test", 2)
+    assert (saved["quantizer"], saved["iteration"], saved["split"], saved["clips"]) == ("ema_reset", 15,
+                                                                                        "test", 2)
     assert len(saved["missing"]) == 4 and all(line.split(": ")[0] in printed for line in saved["missing"])
-    for heading in ("recons", "MPJPE root-aligned mm", "MPJPE global mm", "PA-MPJPE mm", "kinetic Fréchet (no extractor)", "bits/s"):
+    for heading in ("recons", "MPJPE root-aligned mm", "MPJPE global mm", "PA-MPJPE mm",
+                    "kinetic Fréchet (no extractor)", "bits/s"):
         assert heading in printed
     mpjpe = re.search(r"MPJPE root-aligned mm +([\d.]+)", printed).group(1)
     assert float(mpjpe) == pytest.approx(saved["metrics"]["mpjpe"], abs=0.006)
@@ -59,7 +61,8 @@ def test_skipped_clips_and_other_statistics_are_reported(run, data_root, tmp_pat
     before = evaluate_json(run, "--data-root", data_root)
     evaluate(run / "net_last.pth", "--data-root", other)
     printed, saved = capsys.readouterr().out, json.loads((run / "eval_test.json").read_text())
-    assert "skipped 1 (shorter than 40 frames): 000004" in printed and saved["skipped"] == {"shorter than 40 frames": ["000004"]}
+    assert "skipped 1 (shorter than 40 frames): 000004" in printed
+    assert saved["skipped"] == {"shorter than 40 frames": ["000004"]}
     assert "differ from the checkpoint's" in printed and "the checkpoint's are used" in printed
     assert "differ" not in " ".join(before["remarks"])
 
@@ -76,16 +79,19 @@ def test_several_checkpoints_share_a_table_with_the_best_marked(run, tmp_path, c
     torch.save(checkpoint, worse / "net_last.pth")
     evaluate(worse / "net_last.pth", run / "net_last.pth", "--markdown")
     printed = capsys.readouterr().out
-    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines() if line[:1] == "|"]
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines()
+             if line[:1] == "|"]
     assert [row[0] for row in table[2:]] == ["worse/net_last.pth", "run/net_last.pth", "real motion"]
     column = table[0].index("MPJPE root-aligned mm")
     jerk = json.loads((run / "eval_test.json").read_text())["metrics"]["jerk_real"]
-    assert table[4][column] == "" and float(table[4][table[0].index("jerk mm/frame³")]) == pytest.approx(jerk, abs=0.006)
+    assert table[4][column] == ""
+    assert float(table[4][table[0].index("jerk mm/frame³")]) == pytest.approx(jerk, abs=0.006)
     assert re.fullmatch(r"[\d.]+", table[2][column]) and re.fullmatch(r"\*\*[\d.]+\*\*", table[3][column])
     assert len({len(row) for row in table}) == 1 and set("".join(table[1])) <= set("-:")
     assert (worse / "eval_test.json").exists() and (run / "eval_test.json").exists()
     evaluate(worse / "net_last.pth", "--resume-pth", run / "net_last.pth")  # the terminal's table
-    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("MPJPE root-aligned"))
+    line = next(line for line in capsys.readouterr().out.splitlines()
+                if line.startswith("MPJPE root-aligned"))
     assert re.search(r"[\d.]+ +[\d.]+ \*$", line.rstrip())
 
 
@@ -130,7 +136,8 @@ def test_breakdown_by_joint_and_verb(run, data_root, tmp_path, capsys):
     assert len(saved["joints"]) == 22 and "left_wrist" in printed and "caption verb" in printed
     assert {verb: row["clips"] for verb, row in saved["verbs"].items()} == {"walk": 2, "turn": 1}
     assert saved["verbs"]["walk"]["mpjpe"] == pytest.approx(saved["metrics"]["mpjpe"])
-    assert np.mean([row["mpjpe"] for row in saved["joints"].values()]) == pytest.approx(saved["metrics"]["mpjpe"])
+    joints = [row["mpjpe"] for row in saved["joints"].values()]
+    assert np.mean(joints) == pytest.approx(saved["metrics"]["mpjpe"])
 
 
 @pytest.fixture(scope="module")
@@ -150,13 +157,15 @@ def test_extractors_are_found_and_their_numbers_carry_intervals(run, captioned_r
     flags = ("--data-root", captioned_root, "--evaluator-dir", folder, "--glove-dir", glove)
     saved = evaluate_json(run, *flags, "--repeat", "3")
     printed = capsys.readouterr().out
-    assert re.search(r"FID +[\d.]+ ± [\d.]+", printed) and re.search(r"top 1 +[\d.]+ ± [\d.]+ +[\d.]+ ± [\d.]+", printed)
+    assert re.search(r"FID +[\d.]+ ± [\d.]+",
+                     printed) and re.search(r"top 1 +[\d.]+ ± [\d.]+ +[\d.]+ ± [\d.]+", printed)
     assert "3 × 32 captioned clips in batches of 32" in printed
     assert set(saved["metrics"]["intervals"]) >= {"fid", "diversity", "top1", "top3_real", "matching_score"}
     assert "000007.txt, line 2" in printed and np.isfinite(saved["metrics"]["fid"])
     assert evaluate_json(run, *flags, "--repeat", "3") == saved
     alone = evaluate_json(run, *flags)
-    assert alone["metrics"]["repetitions"] == 1 and "±" not in capsys.readouterr().out.rpartition("metric  ")[2]
+    assert alone["metrics"]["repetitions"] == 1
+    assert "±" not in capsys.readouterr().out.rpartition("metric  ")[2]
 
 
 def test_too_few_captions_leave_the_rest_standing(run, data_root, tmp_path, capsys):
@@ -185,6 +194,7 @@ def test_mistakes_are_one_line(run, data_root, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_command_itself(run):
-    command = [sys.executable, "eval_vq.py", "--resume-pth", str(run / "net_last.pth"), "--split", "val", "--device", "cpu"]
+    command = [sys.executable, "eval_vq.py", "--resume-pth", str(run / "net_last.pth"), "--split", "val",
+               "--device", "cpu"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "MPJPE root-aligned mm" in done.stdout and not done.stderr and (run / "eval_val.json").exists()

@@ -1,4 +1,4 @@
-"""A split's numbers: equal to the clip-by-clip ones, to hand-made ones, over ranks, and without a trace in the net."""
+"""A split's numbers: equal to the clip-by-clip ones, to hand-made ones, over ranks, without a trace."""
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,17 +33,19 @@ def make_clips(lengths, dataname="t2m"):
     clips = [make_clip(dataname, frames, i) for i, frames in enumerate(lengths)]
     frames = np.concatenate(clips)
     frames[:, 3] -= 0.9
-    return SimpleNamespace(names=[f"c{i}" for i in range(len(clips))], frames=frames, offsets=np.cumsum([0, *lengths]),
+    return SimpleNamespace(names=[f"c{i}" for i in range(len(clips))], frames=frames,
+                           offsets=np.cumsum([0, *lengths]),
                            split="test")
 
 
 def in_ranks(monkeypatch, module, run, world=3):
-    """Run `run()` once as each of several ranks, then as each with the sums of all: (shares of each rank, results)."""
+    """Run `run()` as each of several ranks, then as each with the sums of all: (shares, results)."""
     shares, results = [], []
     for rank in range(world):
         seen = []
         monkeypatch.setattr(module, "rank_and_world", lambda rank=rank: (rank, world))
-        monkeypatch.setattr(module, "all_reduce", lambda tensor, seen=seen: seen.append(tensor.clone()) or tensor)
+        monkeypatch.setattr(module, "all_reduce", lambda tensor, seen=seen: seen.append(tensor.clone())
+                            or tensor)
         run()
         shares.append(seen)
     for rank in range(world):
@@ -89,11 +91,14 @@ def test_metrics_equal_a_plain_loop_over_clips():
             out, codes = net(x)[0], net.encode(x)[0]
         used += codes.tolist()
         assert excess(net, x, codes)[1] > 1e-5  # no ties: the counts below hang on no last bit
-        real, pred = (recover_from_ric(y * torch.tensor(STD) + torch.tensor(MEAN), 22)[0].double() * 1000 for y in (x, out))
+        real, pred = (recover_from_ric(y * torch.tensor(STD) + torch.tensor(MEAN), 22)[0].double() * 1000
+                      for y in (x, out))
         error = pred - real
         aligned = error - error[:, :1]
-        rows = (torch.nn.functional.smooth_l1_loss(out, x, reduction="none").mean(-1)[0], aligned.norm(dim=-1).mean(-1),
-                error.norm(dim=-1).mean(-1), error.diff(dim=0).norm(dim=-1).mean(-1), error.diff(n=2, dim=0).norm(dim=-1).mean(-1),
+        rows = (torch.nn.functional.smooth_l1_loss(out, x, reduction="none").mean(-1)[0],
+                aligned.norm(dim=-1).mean(-1),
+                error.norm(dim=-1).mean(-1), error.diff(dim=0).norm(dim=-1).mean(-1),
+                error.diff(n=2, dim=0).norm(dim=-1).mean(-1),
                 pred.diff(n=3, dim=0).norm(dim=-1).mean(-1))
         sums += [float(row.sum()) for row in rows]
         frames += [len(row) for row in rows]
@@ -147,7 +152,8 @@ def test_a_root_that_glides_skates_and_drifts():
     result = evaluate_clips(Edited(glide), still(), full=True)
     assert result["mpjpe"] == pytest.approx(0, abs=1e-3)
     assert result["mpjpe_global"] == pytest.approx(50 * 47 / 2, rel=1e-4)
-    assert result["velocity_error"] == pytest.approx(50, rel=1e-4) and result["acceleration_error"] == pytest.approx(0, abs=1e-2)
+    assert result["velocity_error"] == pytest.approx(50, rel=1e-4)
+    assert result["acceleration_error"] == pytest.approx(0, abs=1e-2)
     assert result["root_drift"] == pytest.approx(50 * 47, rel=1e-4)
     assert (result["skating"], result["skating_real"], result["slide_real"]) == (1, 0, 0)
     assert result["slide"] == pytest.approx(50, rel=1e-4)
@@ -161,7 +167,8 @@ def test_a_sunken_foot_penetrates():
         return x
     result = evaluate_clips(Edited(sink), still(), full=True)
     assert result["penetration"] == pytest.approx(20, rel=1e-4) and result["penetration_real"] == 0
-    assert result["joints"]["left_ankle"][1] == pytest.approx(20, rel=1e-4) and result["joints"]["head"][1] == 0
+    assert result["joints"]["left_ankle"][1] == pytest.approx(20, rel=1e-4)
+    assert result["joints"]["head"][1] == 0
     assert result["mpjpe_global"] == pytest.approx(20 / 22, rel=1e-4)
 
 
@@ -172,7 +179,8 @@ def test_millimetre_data_are_not_scaled_again():
     def raise_root(x):
         x[..., 3] += 7.0
         return x
-    clips = SimpleNamespace(names=["k"], frames=np.zeros((48, 251), np.float32), offsets=np.array([0, 48]), split="test")
+    clips = SimpleNamespace(names=["k"], frames=np.zeros((48, 251), np.float32), offsets=np.array([0, 48]),
+                            split="test")
     result = evaluate_clips(Edited(raise_root, KIT, mean), clips, full=True)
     assert result["root_drift"] == pytest.approx(7, rel=1e-4) and result["bits_per_second"] == 12.5 / 4 * 2
 
@@ -180,7 +188,8 @@ def test_millimetre_data_are_not_scaled_again():
 def test_ranks_add_up_to_the_whole(monkeypatch):
     net, clips = make_net().eval(), make_clips(LENGTHS)
     whole = evaluate_clips(net, clips, full=True, batch_frames=256)
-    shares, results = in_ranks(monkeypatch, evaluate, lambda: evaluate_clips(net, clips, full=True, batch_frames=256))
+    shares, results = in_ranks(monkeypatch, evaluate,
+                               lambda: evaluate_clips(net, clips, full=True, batch_frames=256))
     assert results == [whole] * 3
     filled = torch.stack([table.abs().sum(1) > 0 for table, _ in shares])
     assert (filled.sum(0) == 1).all() and filled.any(1).all()  # each clip was measured by one rank
@@ -226,7 +235,8 @@ def test_bounds_and_a_split_without_a_clip():
 
 
 def test_break_down_weighs_by_frames():
-    per_clip = {"a": dict(recons=1.0, mpjpe=10.0, mpjpe_global=0.0, frames=40), "b": dict(recons=4.0, mpjpe=40.0, mpjpe_global=0.0, frames=80)}
+    per_clip = {"a": dict(recons=1.0, mpjpe=10.0, mpjpe_global=0.0, frames=40),
+                "b": dict(recons=4.0, mpjpe=40.0, mpjpe_global=0.0, frames=80)}
     groups = break_down(per_clip, {"run": ["a"], "walk": ["a", "b", "gone"], "fly": ["gone"]})
     assert list(groups) == ["walk", "run"]
     assert groups["walk"] == dict(recons=3.0, mpjpe=30.0, mpjpe_global=0.0, clips=2, frames=120)

@@ -17,7 +17,8 @@ from tests.test_evaluator_wrapper import WORDS, make_extractors
 from utils.errors import UserError
 from utils.motion_spec import T2M
 
-VOCABULARY, TAGS = [*WORDS, "zebra", "runs"], ("NOUN", "VERB", "ADV", "CCONJ")  # words and tags that are not listed too
+VOCABULARY, TAGS = [*WORDS, "zebra", "runs"], ("NOUN", "VERB", "ADV",
+                                               "CCONJ")  # words and tags that are not listed too
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +28,15 @@ def setting(tmp_path_factory):
     clips = make_clips(np.random.default_rng(0).choice([43, 55, 66, 80], 70))
     lines = {}
     for i, name in enumerate(clips.names):
-        spoken = [" ".join(f"{VOCABULARY[(i + 2 * k) % 12]}/{TAGS[(i + k) % 4]}" for k in range(1 + (7 * i + j) % 24))
+        spoken = [" ".join(f"{VOCABULARY[(i + 2 * k) % 12]}/{TAGS[(i + k) % 4]}"
+                           for k in range(1 + (7 * i + j) % 24))
                   for j in range(1 + i % 3)]
         lines[name] = [f"x#{tokens}#0.0#0.0" for tokens in spoken]
         (root / f"{name}.txt").write_text("\n".join(lines[name]))
     folder, glove = make_extractors(root)
     extractors = load_extractors(T2M, folder, glove)
-    return SimpleNamespace(net=make_net().eval(), clips=clips, extractors=extractors, folder=folder, glove=glove, lines=lines,
+    return SimpleNamespace(net=make_net().eval(), clips=clips, extractors=extractors, folder=folder,
+                           glove=glove, lines=lines,
                            captioned=load_captioned(clips, root, T2M, extractors.vectorizer))
 
 
@@ -42,14 +45,16 @@ def draws(setting, n=1):
 
 
 def evaluate(setting, n=1, **kwargs):
-    return evaluate_text(setting.net, setting.clips, setting.captioned, draws(setting, n), setting.extractors, **kwargs)
+    return evaluate_text(setting.net, setting.clips, setting.captioned, draws(setting, n), setting.extractors,
+                         **kwargs)
 
 
-# the protocol spelled out on the files' own arrays: one clip and one caption at a time, no class or function of the project but the net
+# the protocol spelled out on the files' own arrays: one clip and one caption at a time, nothing but the net shared
 
 def gru(state, x, hidden, suffix):
     """One direction of a GRU over (L, C): r, z, n gates in this order; returns the last state."""
-    w_i, w_h, b_i, b_h = (state[f"gru.{name}_l0{suffix}"] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+    w_i, w_h, b_i, b_h = (state[f"gru.{name}_l0{suffix}"]
+                          for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
     for row in (reversed(x) if suffix else x):
         (i_r, i_z, i_n), (h_r, h_z, h_n) = (w_i @ row + b_i).chunk(3), (w_h @ hidden + b_h).chunk(3)
         r, z = torch.sigmoid(i_r + h_r), torch.sigmoid(i_z + h_z)
@@ -60,14 +65,16 @@ def gru(state, x, hidden, suffix):
 def encode(state, x):
     """Linear, both directions, head: (L, C) of exactly the clip's or caption's length → (E,)."""
     x = x @ state["input_emb.weight"].t() + state["input_emb.bias"]
-    h = torch.cat([gru(state, list(x), state["hidden"][i, 0], suffix) for i, suffix in enumerate(("", "_reverse"))])
+    h = torch.cat([gru(state, list(x), state["hidden"][i, 0], suffix) for i,
+                   suffix in enumerate(("", "_reverse"))])
     h = state["output_net.0.weight"] @ h + state["output_net.0.bias"]
-    h = (h - h.mean()) / torch.sqrt(h.var(unbiased=False) + 1e-5) * state["output_net.1.weight"] + state["output_net.1.bias"]
+    h = (h - h.mean()) / torch.sqrt(h.var(unbiased=False)
+                                    + 1e-5) * state["output_net.1.weight"] + state["output_net.1.bias"]
     return state["output_net.3.weight"] @ F.leaky_relu(h, 0.2) + state["output_net.3.bias"]
 
 
 def embed_clip(saved, motion):
-    """(T, D) → its embedding, padded with zeros to 196 frames before the movement encoder; T // 4 movements enter the GRU."""
+    """(T, D) → its embedding, padded with zeros to 196 frames; T // 4 movements enter the GRU."""
     padded = torch.zeros(196, motion.shape[1])
     padded[:len(motion)] = motion
     net, h = saved["movement_encoder"], padded[:, :-4].t()[None]
@@ -79,10 +86,12 @@ def embed_clip(saved, motion):
 
 
 def embed_caption(saved, glove, tokens):
-    vectors, rows = np.load(glove / "our_vab_data.npy"), pickle.loads((glove / "our_vab_idx.pkl").read_bytes())
+    vectors = np.load(glove / "our_vab_data.npy")
+    rows = pickle.loads((glove / "our_vab_idx.pkl").read_bytes())
     tokens = ["sos/OTHER", *tokens[:20], "eos/OTHER"]
     order = "VERB NOUN DET ADP NUM AUX PRON ADJ ADV Loc_VIP Body_VIP Obj_VIP Act_VIP Desc_VIP OTHER".split()
-    special = {"walk": "Act_VIP", "slowly": "Desc_VIP", "arm": "Body_VIP", "back": "Loc_VIP"}  # of this test's vocabulary
+    special = {"walk": "Act_VIP", "slowly": "Desc_VIP", "arm": "Body_VIP",
+               "back": "Loc_VIP"}  # of this test's vocabulary
     words, tags = [], torch.zeros(len(tokens), 15)
     for tag_row, token in zip(tags, tokens):
         word, tag = token.split("/")
@@ -96,7 +105,8 @@ def embed_caption(saved, glove, tokens):
 def frechet(a, b):
     """As published tables compute it: numpy's covariances and scipy's matrix root."""
     (mean_a, cov_a), (mean_b, cov_b) = ((x.mean(0), np.cov(x, rowvar=False)) for x in (a, b))
-    return ((mean_a - mean_b) ** 2).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * np.trace(sqrtm(cov_a @ cov_b).real)
+    root = sqrtm(cov_a @ cov_b).real
+    return ((mean_a - mean_b) ** 2).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * np.trace(root)
 
 
 @pytest.mark.parametrize("own_statistics", [True, False])
@@ -115,9 +125,11 @@ def test_numbers_equal_the_protocol_spelled_out(setting, own_statistics, monkeyp
                 if not own_statistics:
                     y = torch.from_numpy((y.double().numpy() * STD + MEAN - mean) / std).float()
                 rows.append(embed_clip(saved, y))
-            line = setting.lines[setting.clips.names[setting.captioned.clip[entry]]][caption - setting.captioned.first[entry]]
+            name = setting.clips.names[setting.captioned.clip[entry]]
+            line = setting.lines[name][caption - setting.captioned.first[entry]]
             reference.text.append(embed_caption(saved, setting.glove, line.split("#")[1].split()))
-    real, pred, spoken = (torch.stack(rows).numpy() for rows in (reference.real, reference.pred, reference.text))
+    real, pred, spoken = (torch.stack(rows).numpy()
+                          for rows in (reference.real, reference.pred, reference.text))
 
     assert result["text_clips"] == len(real) == 64 and result["diversity_pairs"] == 64
     assert result["fid"] == pytest.approx(frechet(real, pred), rel=1e-3) and result["fid"] > 1e-3
@@ -134,7 +146,8 @@ def test_numbers_equal_the_protocol_spelled_out(setting, own_statistics, monkeyp
             assert low[k] <= round(64 * result[f"top{k + 1}{suffix}"]) <= high[k] <= low[k] + 6
         assert result[f"matching_score{suffix}"] == pytest.approx(distance / 64, rel=1e-4)
         first, second = (rng.choice(64, 64, replace=False) for _ in range(2))
-        assert result[f"diversity{suffix}"] == pytest.approx(np.linalg.norm(motion[first] - motion[second], axis=1).mean(), rel=1e-4)
+        assert result[f"diversity{suffix}"] == pytest.approx(np.linalg.norm(motion[first] - motion[second],
+                                                                            axis=1).mean(), rel=1e-4)
 
 
 def test_embeddings_equal_the_protocol_spelled_out(setting):
@@ -189,7 +202,8 @@ def test_extractors_without_statistics_see_the_features_as_they_are(setting):
         setting.extractors.mean = setting.extractors.std = None
         plain = evaluate(setting)["fid"]
         setting.extractors.mean, setting.extractors.std = MEAN, STD
-        assert evaluate(setting)["fid"] == pytest.approx(plain, rel=1e-6) and plain != pytest.approx(before, rel=1e-2)
+        assert evaluate(setting)["fid"] == pytest.approx(plain, rel=1e-6)
+        assert plain != pytest.approx(before, rel=1e-2)
     finally:
         setting.extractors.mean, setting.extractors.std = own.mean, own.std
 
@@ -197,4 +211,5 @@ def test_extractors_without_statistics_see_the_features_as_they_are(setting):
 def test_too_few_captions_are_refused(setting):
     few = SimpleNamespace(**{**vars(setting.captioned), "clip": setting.captioned.clip[:31]})
     with pytest.raises(UserError, match="31 captioned clips; FID and R-precision need a batch of 32"):
-        evaluate_text(setting.net, setting.clips, few, [draw(few, np.random.default_rng(0))], setting.extractors)
+        evaluate_text(setting.net, setting.clips, few, [draw(few, np.random.default_rng(0))],
+                      setting.extractors)
