@@ -75,15 +75,15 @@ def evaluate_clips(net, clips, full=False, loss="l1_smooth", batch_frames=BATCH_
         raise UserError(f"{getattr(clips, 'split', 'the split')}: no clip to evaluate ({reasons})")
     if net.mean is None:
         raise UserError("the network has no mean and std: set net.mean and net.std to (D,) arrays first")
-    still = torch.zeros(1, UNIT_LENGTH, spec.width).to(next(net.parameters()))
+    still = torch.zeros(1, UNIT_LENGTH, spec.width).to(next(net.parameters()))  # to see how wide each sum is
     widths = {name: rows[0].numel() for name, rows in _sum_clips(net, still, still, loss, full).items()}
     table = torch.zeros(len(index), sum(widths.values()), dtype=torch.float64)
     counts = torch.zeros(net.nb_code, dtype=torch.float64)
     with evaluating(net):
         for batch in equal_length_batches(lengths, batch_frames)[rank::world]:
             x, out, codes = forward_clips(net, clips, index[batch], starts[batch], lengths[batch[0]])
-            rows = _sum_clips(net, x, out, loss, full)
-            rows = torch.cat([rows[name].reshape(len(batch), -1) for name in widths], 1)
+            sums = _sum_clips(net, x, out, loss, full)
+            rows = torch.cat([sums[name].reshape(len(batch), -1) for name in widths], 1)
             table[batch] = rows.cpu().double()
             counts += torch.bincount(codes.flatten(), minlength=net.nb_code).cpu()
     for tensor in (table, counts):
@@ -93,9 +93,9 @@ def evaluate_clips(net, clips, full=False, loss="l1_smooth", batch_frames=BATCH_
     result.update(clips=len(index), frames=int(lengths.sum()), skipped=skipped, counts=counts.long().tolist())
     aligned, whole = ((sums[name].sum(0) / lengths.sum()).tolist() for name in ("joint", "joint_global"))
     result["joints"] = dict(zip(spec.joint_names, zip(aligned, whole)))
-    result["per_clip"] = {clips.names[i]: dict(frames=int(length), **{name: sums[name][k].item() / int(length)
-                                                                      for name in CLIP_METRICS})
-                          for k, (i, length) in enumerate(zip(index, lengths))}
+    rows = np.concatenate([sums[name] for name in CLIP_METRICS], 1) / lengths[:, None]
+    result["per_clip"] = {clips.names[i]: dict(zip(CLIP_METRICS, row), frames=int(length))
+                          for i, row, length in zip(index, rows.tolist(), lengths)}
     return result
 
 

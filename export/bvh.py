@@ -5,7 +5,6 @@ with several, pelvis or chest, takes the rotation that fits them best.
 """
 import numpy as np
 
-from utils.errors import UserError
 from utils.files import atomic_write
 from visualize.skeleton import bones, check_joints, unit_in_metres
 
@@ -52,17 +51,14 @@ def write_bvh(path, joints, spec, fps=None):
 
     The root has position and rotation channels, every other joint rotations, in the order Z, X, Y.
     Returns the joints that the file holds, (T, J, 3) in metres: see `solve_skeleton`.
-    Raises UserError for joints that are not finite or of another shape, or an fps ≤ 0.
+    Raises UserError for joints that are not finite or of another shape.
     """
-    fps = spec.fps if fps is None else fps
-    if not fps > 0:
-        raise UserError(f"fps is {fps}; a BVH file wants a frame rate above 0")
     offsets, rotations, cleaned = solve_skeleton(joints, spec)
     order, lines = [], ["HIERARCHY"]
     _hierarchy(0, 0, offsets * CM, spec, order, lines)
     angles = euler_zxy(rotations[:, order])                               # (T, J, 3)
     rows = np.concatenate([cleaned[:, 0] * CM, angles.reshape(len(angles), -1)], 1)
-    lines += ["MOTION", f"Frames: {len(rows)}", f"Frame Time: {1 / fps:.8f}"]
+    lines += ["MOTION", f"Frames: {len(rows)}", f"Frame Time: {1 / (fps or spec.fps):.8f}"]
     lines += [" ".join(f"{value:.5f}" for value in row) for row in rows.tolist()]
     with atomic_write(path) as file:
         file.write(("\n".join(lines) + "\n").encode("ascii"))

@@ -38,12 +38,12 @@ class MovementConvEncoder(nn.Module):
 class _BiGRU(nn.Module):
     """Linear layer, bidirectional GRU over each row's own length, and a head on the two last states."""
 
-    def __init__(self, input_size, hidden_size, output_size, head_size):
+    def __init__(self, input_size, hidden_size, output_size):
         super().__init__()
         self.input_emb = nn.Linear(input_size, hidden_size)
         self.gru = nn.GRU(hidden_size, hidden_size, batch_first=True, bidirectional=True)
-        self.output_net = nn.Sequential(nn.Linear(2 * hidden_size, head_size), nn.LayerNorm(head_size),
-                                        nn.LeakyReLU(0.2), nn.Linear(head_size, output_size))
+        self.output_net = nn.Sequential(nn.Linear(2 * hidden_size, hidden_size), nn.LayerNorm(hidden_size),
+                                        nn.LeakyReLU(0.2), nn.Linear(hidden_size, output_size))
         self.hidden = nn.Parameter(torch.randn(2, 1, hidden_size))
 
     def encode(self, x, lengths):
@@ -57,9 +57,6 @@ class _BiGRU(nn.Module):
 class MotionEncoderBiGRUCo(_BiGRU):
     """Movements (N, T/4, input_size) and their lengths in units of four frames → (N, output_size)."""
 
-    def __init__(self, input_size, hidden_size, output_size):
-        super().__init__(input_size, hidden_size, output_size, hidden_size)
-
     def forward(self, movements, lengths):
         return self.encode(movements, lengths)
 
@@ -68,7 +65,7 @@ class TextEncoderBiGRUCo(_BiGRU):
     """Word vectors (N, L, word_size), one-hot tags (N, L, pos_size), caption lengths → (N, output_size)."""
 
     def __init__(self, word_size, pos_size, hidden_size, output_size):
-        super().__init__(word_size, hidden_size, output_size, hidden_size)
+        super().__init__(word_size, hidden_size, output_size)
         self.pos_emb = nn.Linear(pos_size, word_size)
 
     def forward(self, words, tags, lengths):
@@ -114,10 +111,9 @@ class Extractors(nn.Module):
 
 
 def load_networks(path, width=263):
-    """Read `finest.tar` into Extractors; sizes are read off its tensors.
+    """Read `finest.tar` into Extractors; sizes are read off its tensors. width: features of a frame.
 
-    width: features of a frame. Raises UserError for a file that is missing, damaged, not plain tensors, or of
-    another data set.
+    Raises UserError for a file that is missing, damaged, more than plain tensors, or of another data set.
     """
     expected = "expected the tensors of T2M's three encoders"
     try:

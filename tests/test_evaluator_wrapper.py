@@ -1,4 +1,4 @@
-"""The extractors: published names and shapes, one clip at a time as reference, nothing that runs from a file."""
+"""The extractors: published names and shapes, one clip at a time as reference, nothing that runs."""
 import pickle
 import shutil
 from pathlib import Path

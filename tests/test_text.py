@@ -49,7 +49,7 @@ def evaluate(setting, n=1, **kwargs):
                          **kwargs)
 
 
-# the protocol spelled out on the files' own arrays: one clip and one caption at a time, nothing but the net shared
+# the protocol spelled out on the files' own arrays: one clip and one caption at a time
 
 def gru(state, x, hidden, suffix):
     """One direction of a GRU over (L, C): r, z, n gates in this order; returns the last state."""
