@@ -135,7 +135,6 @@ def load_split(root, split, spec, mean, std, skip_bad=False, cache=True):
         clips.split = split
         if cache:
             _write_cache(root, split, key, clips)
-    clips.warning = None
     if not clips.names:
         raise UserError(f"{root / split}.txt: none of its {len(ids)} clips can be used; the first: {clips.bad[0]}")
     clips.warning = None

@@ -89,7 +89,7 @@ class HumanVQVAE(nn.Module):
         load_net(net, checkpoint, path)
         net.args, net.remarks = vars(args), []
         net.iteration = checkpoint.get("iter")
-        net.recipe, net.remarks = dict(checkpoint.get("args") or {}), []
+        net.recipe = dict(checkpoint.get("args") or {})
         return net.to(device).eval()
 
     def encode(self, x):
