@@ -15,20 +15,20 @@ def parse_args(argv=None):
     parser = common.Parser(prog="eval_vq.py", description="Evaluate checkpoints on a split; several give one "
                            "table. A checkpoint brings its own network, data set and statistics.")
     common.add_checkpoint_flags(parser, several=True)
-    parser.add_argument("--split", default="test", metavar="NAME", help="evaluate the clips of NAME.txt")
     common.add_data_flags(parser, dataname=None)
-    group = common.add_device_flag(parser)
-    group.add_argument("--batch-size", type=common.COUNT, default=64,
-                       help="clips of 128 frames in a forward pass; no number depends on it")
-    group = common.add_extractor_flags(parser)
-    group.add_argument("--repeat", type=common.COUNT, default=1,
-                       help="repetitions of the protocol's random draws; published tables use 20")
-    group.add_argument("--seed", type=common.SEED, default=123, help="random seed of these draws")
-    group = parser.add_argument_group("output")
-    group.add_argument("--breakdown", action="store_true", help="also print errors by joint and caption verb")
-    group.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
-    group.add_argument("--out-json", metavar="FILE", default=None,
-                       help="where to write the numbers; None: eval_SPLIT.json beside each checkpoint")
+    common.add_device_flag(parser)
+    common.add_extractor_flags(parser)
+    add = parser.add_argument_group("evaluation").add_argument
+    add("--split", default="test", metavar="NAME", help="evaluate the clips of NAME.txt")
+    add("--batch-size", type=common.COUNT, default=64, help="clips of 128 frames in a forward pass")
+    add("--repeat", type=common.COUNT, default=1,
+        help="repetitions of the random draws with the extractors; published tables use 20")
+    add("--seed", type=common.SEED, default=123, help="random seed of these draws")
+    add = parser.add_argument_group("output").add_argument
+    add("--breakdown", action="store_true", help="also print errors by joint and caption verb")
+    add("--markdown", action="store_true", help="print the tables as Markdown")
+    add("--out-json", metavar="FILE", default=None,
+        help="where to write the numbers; None: eval_SPLIT.json beside each checkpoint")
     args = parser.parse_args(argv)
     args.checkpoints = common.given_checkpoints(args)
     parser.refuse((not args.checkpoints, "no checkpoint given: python eval_vq.py output/VQVAE/net_last.pth"))

@@ -15,23 +15,23 @@ def parse_args(argv=None):
     parser = common.Parser(prog="export_vq.py", description="Write a checkpoint as model.safetensors and "
                            "config.json, as ONNX, and back; or clips as BVH, joints or GIF.")
     common.add_checkpoint_flags(parser)
-    parser.add_argument("--out", metavar="DIR", default=None, help="folder to write")
-    parser.add_argument("--onnx", action="store_true", help="also write encoder.onnx and decoder.onnx")
-    parser.add_argument("--to-pth", metavar="FILE", default=None,
-                        help="write {'net': state-dict, …}, which upstream loads, instead of a folder")
-    parser.add_argument("--meta-dir", metavar="DIR", default=None,
-                        help="folder of mean.npy and std.npy for a checkpoint without, as upstream's")
-    group = parser.add_argument_group("clips")
-    group.add_argument("--clips", nargs="+", default=None, metavar="PATH",
-                       help="convert clips instead: .npy files of features or joints, or folders of them")
-    group.add_argument("--to", choices=("joints", "gif", "bvh"), default=None,
-                       help="what to write of each clip: an array, a moving picture, or an animation")
-    group.add_argument("--overwrite", action="store_true", help="replace files that are there already")
+    add = parser.add_argument
+    add("--out", metavar="DIR", default=None, help="folder to write")
+    add("--onnx", action="store_true", help="also write encoder.onnx and decoder.onnx")
+    add("--to-pth", metavar="FILE", default=None,
+        help="write {'net': state-dict, …}, which upstream loads, instead of a folder")
+    add("--meta-dir", metavar="DIR", default=None,
+        help="folder of mean.npy and std.npy for a checkpoint without, as upstream's")
+    add = parser.add_argument_group("clips").add_argument
+    add("--clips", nargs="+", default=None, metavar="PATH",
+        help="convert clips instead: .npy files of features or joints, or folders of them")
+    add("--to", choices=("joints", "gif", "bvh"), default=None,
+        help="what to write of each clip: an array, a moving picture, or an animation")
+    add("--overwrite", action="store_true", help="replace files that are there already")
     args = parser.parse_args(argv)
-    args.checkpoints = common.given_checkpoints(args)
-    count, pth = len(args.checkpoints), args.to_pth
+    args.checkpoints, pth = common.given_checkpoints(args), args.to_pth
     parser.refuse(
-        (count + bool(args.clips) != 1, "give one checkpoint, or clips (--clips PATH …)"),
+        (len(args.checkpoints) + bool(args.clips) != 1, "give one checkpoint, or clips (--clips PATH …)"),
         (args.clips and (args.onnx or pth or args.meta_dir),
          "--onnx, --to-pth and --meta-dir need a checkpoint"),
         (bool(args.clips) != bool(args.to), "--clips and --to bvh, joints or gif come together"),
@@ -54,7 +54,7 @@ from dataset.motion_folder import find_statistics
 from export.clips import find_arrays, plan_outputs, read_motion, require_folder, write_motion
 from export.hub import save_pair
 from export.onnx import check_onnx, write_onnx
-from models.vqvae import NET_ARGS, HumanVQVAE, infer_args
+from models.vqvae import HumanVQVAE
 from utils.errors import UserError, exit_cleanly
 from utils.files import atomic_write
 from utils.motion_process import describe_statistics
@@ -62,18 +62,15 @@ from utils.motion_process import describe_statistics
 
 def read_checkpoint(args):
     """Return the net, and what an export carries: 'net', 'args', 'iter', and 'mean' and 'std' or None."""
-    path, overrides = args.checkpoints[0], common.network_overrides(args)
-    net = HumanVQVAE.from_checkpoint(path, **overrides)
+    net = HumanVQVAE.from_checkpoint(args.checkpoints[0], **common.network_overrides(args))
     if args.meta_dir and net.mean is not None:
-        raise UserError(f"{path}: carries its own mean and std; leave out --meta-dir")
+        raise UserError(f"{args.checkpoints[0]}: carries its own mean and std; leave out --meta-dir")
     if args.meta_dir:
         folder = SimpleNamespace(data_root=None, meta_dir=args.meta_dir)
         net.mean, net.std, _ = find_statistics(folder, net.spec)
-    recorded = {name: net.recipe[name] for name in (*NET_ARGS, "recons_loss") if name in net.recipe}
-    state = net.state_dict()
+    loss = {"recons_loss": net.recipe["recons_loss"]} if "recons_loss" in net.recipe else {}
     mean, std = (None if array is None else torch.as_tensor(array) for array in (net.mean, net.std))
-    about = {**infer_args(state, path), **overrides, **recorded}
-    return net, dict(net=state, args=about, iter=net.iteration, mean=mean, std=std)
+    return net, dict(net=net.state_dict(), args={**net.args, **loss}, iter=net.iteration, mean=mean, std=std)
 
 
 def to_pth(checkpoint, path):

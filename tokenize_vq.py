@@ -14,24 +14,24 @@ def parse_args(argv=None):
     parser = common.Parser(prog="tokenize_vq.py", description="Write the codes of the clips of a folder, "
                            "or decode codes. A checkpoint brings its network, data set and statistics.")
     common.add_checkpoint_flags(parser)
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write: codes or motion")
-    group = parser.add_argument_group("codes")
-    group.add_argument("--split", nargs="+", default=None, metavar="NAME",
-                       help="take the clips of NAME.txt; None: all, or else train, val and test")
-    group.add_argument("--min-frames", type=common.COUNT, default=1,
-                       help="leave out shorter clips; T2M-GPT takes 40 for t2m, 24 for kit")
-    group.add_argument("--max-frames", type=common.COUNT, default=None,
-                       help="leave out clips of that many frames or more; T2M-GPT takes 200")
     common.add_data_flags(parser, dataname=None)
-    group = parser.add_argument_group("motion")
-    group.add_argument("--decode", metavar="PATH", default=None,
-                       help="decode instead: a folder of codes, a folder of .npy rows, or one such file")
-    group.add_argument("--to", choices=("features", "joints", "gif", "bvh"), default=None,
-                       help="what to write of each row: an array, a moving picture, or an animation")
-    group.add_argument("--overwrite", action="store_true", help="replace motion that is there already")
-    group = common.add_device_flag(parser)
-    group.add_argument("--batch-size", type=common.COUNT, default=64,
-                       help="clips of 128 frames in a forward pass; no code depends on it")
+    common.add_device_flag(parser)
+    add = parser.add_argument
+    add("--out", required=True, metavar="DIR", help="folder to write: codes or motion")
+    add("--batch-size", type=common.COUNT, default=64, help="clips of 128 frames in a forward pass")
+    add = parser.add_argument_group("codes").add_argument
+    add("--split", nargs="+", default=None, metavar="NAME",
+        help="take the clips of NAME.txt; None: all, or else train, val and test")
+    add("--min-frames", type=common.COUNT, default=1,
+        help="leave out shorter clips; T2M-GPT takes 40 for t2m, 24 for kit")
+    add("--max-frames", type=common.COUNT, default=None,
+        help="leave out clips of that many frames or more; T2M-GPT takes 200")
+    add = parser.add_argument_group("motion").add_argument
+    add("--decode", metavar="PATH", default=None,
+        help="decode instead: a folder of codes, a folder of .npy rows, or one such file")
+    add("--to", choices=("features", "joints", "gif", "bvh"), default=None,
+        help="what to write of each row: an array, a moving picture, or an animation")
+    add("--overwrite", action="store_true", help="replace motion that is there already")
     args = parser.parse_args(argv)
     args.checkpoints, low, high = common.given_checkpoints(args), args.min_frames, args.max_frames
     parser.refuse(
