@@ -1,192 +1,164 @@
-"""From a network and a split to named numbers. Sums first, so that ranks can add theirs up; then means.
+"""From a network and a split to named numbers; docs/evaluation.md defines each of them.
 
-Nothing here draws random numbers, trains, logs or writes: the network's mode is restored and its codebook does not move.
 n clips, N clips of a batch, T frames, D features, J joints, K codes.
 """
+from collections import namedtuple
+
 import numpy as np
 import torch
 
 from evaluation import metrics
-from evaluation.metrics import joint_error, mm_per_unit
-from models.batches_old import BATCH_FRAMES, buckets, can_mix, evaluating, forward_clips
+from models.batches import BATCH_FRAMES, equal_length_batches, evaluating, forward_clips
+from utils.device import all_reduce, rank_and_world
 from utils.errors import UserError
 from utils.losses import LOSSES
 from utils.motion_process import recover_from_ric
 from utils.motion_spec import MAX_EVAL_FRAMES, UNIT_LENGTH
 
-PART_FRAMES = 2048  # in one pass of metrics
-CLIP_METRICS = ("recons", "mpjpe", "mpjpe_global")  # what `per_clip` and a breakdown show
+LESS, MORE, NEITHER = -1, 1, 0  # which is better
+Metric = namedtuple("Metric", "heading digits better per", defaults=(None,))
+METRICS = {  # per: what the number is a mean over. The real motion's number is called NAME_real
+    "recons": Metric("recons loss", 4, LESS, "frame"),
+    "mpjpe": Metric("MPJPE root-aligned mm", 2, LESS, "frame"),
+    "mpjpe_global": Metric("MPJPE global mm", 1, LESS, "frame"),
+    "pa_mpjpe": Metric("PA-MPJPE mm", 2, LESS, "frame"),
+    "velocity_error": Metric("velocity error mm/frame", 2, LESS, "first difference"),
+    "acceleration_error": Metric("acceleration error mm/frame²", 2, LESS, "second difference"),
+    "root_drift": Metric("root drift mm", 1, LESS, "clip"),
+    "jerk": Metric("jerk mm/frame³", 2, NEITHER, "third difference"),
+    "skating": Metric("skating, share of contacts", 3, LESS, "contact"),
+    "slide": Metric("foot slide mm/frame", 2, LESS, "contact"),
+    "penetration": Metric("penetration mm", 2, LESS, "frame"),
+    "kinetic_frechet": Metric("kinetic Fréchet (no extractor)", 3, LESS),
+    "codes_used": Metric("codes used", 0, MORE),
+    "dead_codes": Metric("dead codes", 0, LESS),
+    "perplexity": Metric("perplexity", 1, MORE),
+    "bits_per_second": Metric("bits/s", 1, NEITHER),
+    "entropy_bits_per_second": Metric("bits/s, entropy", 1, NEITHER),
+    "fid": Metric("FID", 4, LESS),  # from here on: with the extractors, evaluation/text.py
+    "diversity": Metric("diversity", 3, NEITHER),
+    "top1": Metric("top 1", 3, MORE),
+    "top2": Metric("top 2", 3, MORE),
+    "top3": Metric("top 3", 3, MORE),
+    "matching_score": Metric("matching score", 3, LESS),
+}
+CLIP_METRICS = ("recons", "mpjpe", "mpjpe_global")  # also measured for each clip
 
 
 def select_clips(clips, spec, unit=UNIT_LENGTH, min_frames=None, max_frames=MAX_EVAL_FRAMES):
-    """Which clips evaluation takes, and how much of each.
+    """Choose the clips of min_frames (None: the data set's) ≤ T < max_frames (None: any), cut to whole units.
 
-    Taken are clips of min_frames (default: the data set's) ≤ T < max_frames (None: no bound), cut to a multiple of `unit`.
     Returns (index (m,) into clips.names, first row (m,), length (m,), skipped {reason: names}).
     """
-    low = spec.min_eval_frames if min_frames is None else min_frames
+    low, high = max(min_frames or spec.min_eval_frames, unit), max_frames or np.inf
     lengths = np.diff(clips.offsets)
-    short, long = lengths < max(low, unit), lengths >= (np.inf if max_frames is None else max_frames)
-    skipped = {reason: [clips.names[i] for i in np.flatnonzero(mask)]
-               for reason, mask in ((f"shorter than {max(low, unit)} frames", short), (f"{max_frames} frames or longer", long)) if mask.any()}
-    index = np.flatnonzero(~short & ~long)
+    reasons = {f"shorter than {low} frames": lengths < low, f"{high} frames or longer": lengths >= high}
+    skipped = {reason: [clips.names[i] for i in np.flatnonzero(out)]
+               for reason, out in reasons.items() if out.any()}
+    index = np.flatnonzero((lengths >= low) & (lengths < high))
     return index, clips.offsets[index], lengths[index] // unit * unit, skipped
 
 
-def evaluate_clips(net, clips, spec, mean, std, device=None, full=False, loss="l1_smooth", min_frames=None, max_frames=MAX_EVAL_FRAMES,
-                   batch_frames=BATCH_FRAMES, rank=0, world_size=1, reduce=None):
-    """Reconstruction metrics of a split as a dict of named numbers, means over frames unless the name says otherwise.
+def evaluate_clips(net, clips, full=False, loss="l1_smooth", batch_frames=BATCH_FRAMES):
+    """Return a split's reconstruction metrics, {name: number}. Each rank takes a share of the batches.
 
-    net: HumanVQVAE. clips: as `load_split` returns, normalised with mean and std ((D,) float64). loss: l1 | l2 | l1_smooth, over the
-    normalised features. full: the whole set of docs/evaluation.md, not only recons, mpjpe, mpjpe_global (mm), codes_used, perplexity.
-    rank, world_size: this process takes every world_size-th batch; `reduce(tensor)` adds a float64 CPU tensor up over the ranks, in place.
-    Also holds `skipped` {reason: clip names}, `counts` [K numbers] how often each code is used, `joints` {joint: (root-aligned, global) mm}
-    and `per_clip` {clip: {metric: value}}.
-    Raises UserError when no clip can be taken, or a clip or its reconstruction is not finite.
+    net: HumanVQVAE with mean and std. clips: of `load_split`, normalised with them. loss: l1, l2, l1_smooth.
+    full: all of METRICS but the extractors'; else recons, mpjpe, mpjpe_global, codes_used and perplexity.
+    The result also holds `clips`, `frames`, `skipped` {reason: names}, `counts` (K uses of each code),
+    `joints` {joint: (root-aligned, global) mm} and `per_clip` {clip: {metric: number}}.
+    Raises UserError where no clip can be taken, or a clip or its reconstruction is not finite.
     """
-    unit = max(UNIT_LENGTH, 2 ** net.down_t)
-    index, starts, lengths, skipped = select_clips(clips, spec, unit, min_frames, max_frames)
+    spec, unit, (rank, world) = net.spec, 2 ** net.down_t, rank_and_world()
+    index, starts, lengths, skipped = select_clips(clips, spec, max(UNIT_LENGTH, unit))
     if not len(index):
         reasons = "; ".join(f"{len(names)} {reason}" for reason, names in skipped.items())
-        raise UserError(f"{getattr(clips, 'split', 'the split')}: no clip to evaluate ({reasons}); expected clips of "
-                        f"{spec.min_eval_frames if min_frames is None else min_frames} frames or more and fewer than {max_frames}")
-    device = device or next(net.parameters()).device
-    mean_t, std_t = (torch.as_tensor(np.asarray(a), dtype=next(net.parameters()).dtype, device=device) for a in (mean, std))
-    scale = mm_per_unit(mean)
-    columns = _columns(spec, full)
-    table = torch.zeros(len(index), sum(columns.values()), dtype=torch.float64)  # a row per clip: sums over its frames
+        raise UserError(f"{getattr(clips, 'split', 'the split')}: no clip to evaluate ({reasons})")
+    if net.mean is None:
+        raise UserError("the network has no mean and std: set net.mean and net.std to (D,) arrays first")
+    still = torch.zeros(1, UNIT_LENGTH, spec.width).to(next(net.parameters()))  # to see how wide each sum is
+    widths = {name: rows[0].numel() for name, rows in _sum_clips(net, still, still, loss, full).items()}
+    table = torch.zeros(len(index), sum(widths.values()), dtype=torch.float64)
     counts = torch.zeros(net.nb_code, dtype=torch.float64)
     with evaluating(net):
-        for batch in buckets(lengths, batch_frames, can_mix(net))[rank::world_size]:
-            x, out, codes, valid = forward_clips(net, clips, index[batch], starts[batch], lengths[batch], device)
-            for part in _parts(lengths[batch]):
-                rows = _clip_sums(x[part], out[part], valid[part], lengths[batch][part].max(), spec, mean_t, std_t, scale, loss, full)
-                table[batch[part]] = torch.cat([rows[name].reshape(len(batch[part]), -1) for name in columns], 1).cpu().double()
-            counts += torch.bincount(codes[valid[:, ::2 ** net.down_t]], minlength=net.nb_code).cpu()
-    if reduce:
-        reduce(table)
-        reduce(counts)
-    blocks = dict(zip(columns, (block.numpy() for block in table.split(list(columns.values()), 1))))
-    names = [clips.names[i] for i in index]
-    return {**_finalise(blocks, lengths, spec, full, net.nb_code, counts.numpy(), unit=2 ** net.down_t),
-            "skipped": skipped, "counts": counts.long().tolist(),
-            "joints": _per_joint(blocks, lengths, spec), "per_clip": _per_clip(blocks, lengths, names)}
+        for batch in equal_length_batches(lengths, batch_frames)[rank::world]:
+            x, out, codes = forward_clips(net, clips, index[batch], starts[batch], lengths[batch[0]])
+            sums = _sum_clips(net, x, out, loss, full)
+            rows = torch.cat([sums[name].reshape(len(batch), -1) for name in widths], 1)
+            table[batch] = rows.cpu().double()
+            counts += torch.bincount(codes.flatten(), minlength=net.nb_code).cpu()
+    for tensor in (table, counts):
+        all_reduce(tensor)
+    sums = {name: block.numpy() for name, block in zip(widths, table.split([*widths.values()], 1))}
+    result = _means(sums, lengths, counts.numpy(), spec.fps / unit, full)
+    result.update(clips=len(index), frames=int(lengths.sum()), skipped=skipped, counts=counts.long().tolist())
+    aligned, whole = ((sums[name].sum(0) / lengths.sum()).tolist() for name in ("joint", "joint_global"))
+    result["joints"] = dict(zip(spec.joint_names, zip(aligned, whole)))
+    rows = np.concatenate([sums[name] for name in CLIP_METRICS], 1) / lengths[:, None]
+    result["per_clip"] = {clips.names[i]: dict(zip(CLIP_METRICS, row), frames=int(length))
+                          for i, row, length in zip(index, rows.tolist(), lengths)}
+    return result
 
 
-def _parts(lengths):
-    """Slices of a batch, shortest clip first, in which metrics neither compute much padding nor leave the processor's caches."""
-    count = -(-int(lengths.max()) * len(lengths) // PART_FRAMES)
-    edges = np.linspace(0, len(lengths), min(count, len(lengths)) + 1).astype(int)
-    return [slice(a, b) for a, b in zip(edges, edges[1:])]
-
-
-def _clip_sums(x, out, valid, length, spec, mean, std, scale, loss, full):
-    """What `_columns` names, of clips (N, T ≥ length, D), normalised, and their reconstructions: sums over each one's frames, (N,) or (N, ·)."""
-    x, out, valid = x[:, :length], out[:, :length], valid[:, :length]
-    used, feet = slice(spec.slices["positions"].stop), spec.slices["contacts"]
-    real, pred = (recover_from_ric(y[..., used] * std[used] + mean[used], spec.joints) * scale for y in (x, out))      # (N, T, J, 3) in mm
-    rows = {"recons": _over_time(LOSSES[loss](out, x, reduction="none").mean(-1), valid), **_position_sums(pred - real, valid)}
-    if full:
-        contacts = (x[..., feet] * std[feet] + mean[feet] > 0.5) & valid[..., None]
-        rows.update(_motion_sums(pred, real, contacts, valid, spec))
-    return rows
-
-
-def _columns(spec, full):
-    """Name → width of what is gathered of each clip."""
-    columns = dict(recons=1, mpjpe=1, mpjpe_global=1, joint=spec.joints, joint_global=spec.joints)
-    if full:
-        columns.update(pa_mpjpe=1, velocity=1, acceleration=1, jerk_real=1, jerk_pred=1, contacts=1, skating_real=1, skating_pred=1,
-                       slide_real=1, slide_pred=1, penetration_real=1, penetration_pred=1, drift=1,
-                       kinetic_real=3 * spec.joints, kinetic_pred=3 * spec.joints)
-    return columns
-
-
-def _over_time(values, valid):
-    """Sum over each clip's own frames: (N, T - k, …) → (N, …). A difference of order k ends at frame k or later."""
-    valid = valid[:, valid.shape[1] - values.shape[1]:]
-    return torch.where(valid.view(valid.shape + (1,) * (values.dim() - 2)), values, 0).sum(1)
-
-
-def _position_sums(error, valid):
-    """Position errors of clips (N, T, J, 3) in mm, summed over frames: of all joints (N,), and of each (N, J)."""
-    joint, joint_global = (_over_time(metrics.length(vectors), valid) for vectors in (metrics.root_align(error), error))
-    return dict(mpjpe=joint.mean(1), mpjpe_global=joint_global.mean(1), joint=joint, joint_global=joint_global)
-
-
-def _motion_sums(pred, real, contacts, valid, spec):
-    """The full set's sums over frames of clips (N, T, J, 3) in mm; contacts (N, T, 4) bool, of the real motion."""
-    velocity = metrics.difference(pred - real, 1)  # of the error: the difference of the two velocities
-    acceleration = metrics.difference(velocity, 1)
-    last = torch.arange(len(pred), device=pred.device), valid.sum(1) - 1
-    planted = contacts[:, :-1] & valid[:, 1:, None]  # a contact speaks of the step to the next frame
-    rows = dict(
-        pa_mpjpe=_over_time(joint_error(metrics.procrustes_align(pred, real), real).mean(-1), valid),
-        velocity=_over_time(metrics.length(velocity).mean(-1), valid), acceleration=_over_time(metrics.length(acceleration).mean(-1), valid),
-        drift=joint_error(pred[:, :, 0][last], real[:, :, 0][last]),
-        contacts=planted.sum((1, 2)))
-    for name, joints in (("real", real), ("pred", pred)):
+def _sum_clips(net, x, out, loss, full):
+    """Return sums over time of normalised clips x (N, T, D) and reconstructions: {name: (N,) or (N, ·)}."""
+    spec, used, feet = net.spec, slice(net.spec.slices["positions"].stop), net.spec.slices["contacts"]
+    mean, std = (torch.as_tensor(np.asarray(a)).to(x) for a in (net.mean, net.std))
+    scale = metrics.mm_per_unit(net.mean)
+    real, pred = (scale * recover_from_ric(y[..., used] * std[used] + mean[used], spec.joints)
+                  for y in (x, out))                                                 # (N, T, J, 3) in mm
+    error = pred - real
+    joint, joint_global = (metrics.length(e).sum(1) for e in (metrics.root_align(error), error))
+    sums = dict(recons=LOSSES[loss](out, x, reduction="none").mean(-1).sum(1), mpjpe=joint.mean(1),
+                mpjpe_global=joint_global.mean(1), joint=joint, joint_global=joint_global)
+    if not full:
+        return sums
+    velocity = metrics.difference(error, 1)
+    planted = (x[..., feet] * std[feet] + mean[feet] > 0.5)[:, :-1]                  # to the next frame
+    sums.update(pa_mpjpe=metrics.joint_error(metrics.procrustes_align(pred, real), real).mean(-1).sum(1),
+                velocity_error=metrics.length(velocity).mean(-1).sum(1),
+                acceleration_error=metrics.length(metrics.difference(velocity, 1)).mean(-1).sum(1),
+                root_drift=metrics.length(error[:, -1, 0]), contacts=planted.sum((1, 2)))
+    for end, joints in (("", pred), ("_real", real)):
         slide = metrics.foot_slide(joints, spec.feet) * planted
-        rows[f"jerk_{name}"] = _over_time(metrics.length(metrics.difference(joints, 3)).mean(-1), valid)
-        rows[f"slide_{name}"] = slide.sum((1, 2))
-        rows[f"skating_{name}"] = (slide * spec.fps / 1000 > metrics.SKATE_SPEED).sum((1, 2))
-        rows[f"penetration_{name}"] = _over_time(metrics.foot_penetration(joints, spec.feet), valid)
-        rows[f"kinetic_{name}"] = metrics.kinetic_features(joints / 1000, spec.fps, valid)
-    return rows
+        sums[f"jerk{end}"] = metrics.length(metrics.difference(joints, 3)).mean(-1).sum(1)
+        sums[f"skating{end}"] = (slide * spec.fps / 1000 > metrics.SKATE_SPEED).sum((1, 2))
+        sums[f"slide{end}"] = slide.sum((1, 2))
+        sums[f"penetration{end}"] = metrics.foot_penetration(joints, spec.feet).sum(1)
+        sums[f"kinetic{end}"] = metrics.kinetic_features(joints / 1000, spec.fps)
+    return sums
 
 
-def _finalise(blocks, lengths, spec, full, nb_code, counts, unit):
-    """Per-clip sums → named means."""
-    total = {name: block.sum() for name, block in blocks.items()}
+def _means(sums, lengths, counts, code_rate, full):
+    """Return {metric: number} from sums over each clip {name: (n, ·)} and the uses of each code (K,)."""
     frames, clips = int(lengths.sum()), len(lengths)
-    result = {name: total[name] / frames for name in CLIP_METRICS}
-    result.update(codes_used=int((counts > 0).sum()), perplexity=metrics.code_perplexity(counts), clips=clips, frames=frames)
+    over = {"frame": frames, "first difference": frames - clips, "second difference": frames - 2 * clips,
+            "third difference": frames - 3 * clips, "clip": clips}
+    over["contact"] = max(1, sums["contacts"].sum()) if full else None
+    names = [(name + end, metric.per) for name, metric in METRICS.items() for end in ("", "_real")]
+    result = {name: float(sums[name].sum() / over[per]) for name, per in names if per and name in sums}
+    result.update(codes_used=int((counts > 0).sum()), perplexity=metrics.code_perplexity(counts))
     if full:
-        contacts = max(total["contacts"], 1)
-        result.update(
-            pa_mpjpe=total["pa_mpjpe"] / frames,
-            velocity_error=total["velocity"] / (frames - clips),
-            acceleration_error=total["acceleration"] / (frames - 2 * clips),
-            jerk_real=total["jerk_real"] / (frames - 3 * clips), jerk=total["jerk_pred"] / (frames - 3 * clips),
-            skating_real=total["skating_real"] / contacts, skating=total["skating_pred"] / contacts,
-            slide_real=total["slide_real"] / contacts, slide=total["slide_pred"] / contacts,
-            penetration_real=total["penetration_real"] / frames, penetration=total["penetration_pred"] / frames,
-            root_drift=total["drift"] / clips,
-            dead_codes=nb_code - result["codes_used"],
-            bits_per_second=spec.fps / unit * np.log2(nb_code),
-            entropy_bits_per_second=spec.fps / unit * np.log2(max(result["perplexity"], 1)))
-        if clips > 1:
-            result["kinetic_frechet"] = _kinetic_frechet(blocks["kinetic_real"], blocks["kinetic_pred"])
-    return {name: value if isinstance(value, int) else float(value) for name, value in result.items()}
-
-
-def _kinetic_frechet(real, pred):
-    """Fréchet distance of kinetic features (n, 3·J), each measured in standard deviations of the real ones. Two clips or more."""
-    spread = real.std(0)
-    spread[spread < 1e-8] = 1.0  # a joint that never moves
-    return metrics.frechet_distance(*metrics.gaussian(real / spread), *metrics.gaussian(pred / spread))
-
-
-def _per_joint(blocks, lengths, spec):
-    aligned, whole = (blocks[name].sum(0) / lengths.sum() for name in ("joint", "joint_global"))
-    return {name: (float(a), float(g)) for name, a, g in zip(spec.joint_names, aligned, whole)}
-
-
-def _per_clip(blocks, lengths, names):
-    values = np.concatenate([blocks[name] for name in CLIP_METRICS], 1) / lengths[:, None]
-    return {name: dict(zip(CLIP_METRICS, map(float, row)), frames=int(length)) for name, row, length in zip(names, values, lengths)}
+        bits, entropy = np.log2([len(counts), max(result["perplexity"], 1)]) * code_rate
+        result.update(dead_codes=int((counts == 0).sum()), bits_per_second=float(bits),
+                      entropy_bits_per_second=float(entropy))
+    if full and clips > 1:
+        spread = sums["kinetic_real"].std(0)
+        spread[spread < 1e-8] = 1.0  # a joint that never moves
+        real, pred = (metrics.gaussian(sums[name] / spread) for name in ("kinetic_real", "kinetic"))
+        result["kinetic_frechet"] = metrics.frechet_distance(*real, *pred)
+    return result
 
 
 def break_down(per_clip, groups):
-    """Frames-weighted CLIP_METRICS of groups of clips. groups {group: clip names}; clips that were skipped do not count.
+    """Return CLIP_METRICS of groups {group: clip names}, weighted by frames, the largest group first.
 
-    Returns {group: {metric: mean, "clips": n, "frames": F}}, largest group first, empty groups left out.
+    That is {group: {metric: mean, "clips": n, "frames": F}}. Clips that were skipped do not count.
     """
     result = {}
     for group, names in groups.items():
         rows = [per_clip[name] for name in names if name in per_clip]
-        frames = sum(row["frames"] for row in rows)
+        frames = [row["frames"] for row in rows]
         if rows:
-            result[group] = {name: sum(row[name] * row["frames"] for row in rows) / frames for name in CLIP_METRICS}
-            result[group].update(clips=len(rows), frames=frames)
+            means = {name: np.average([row[name] for row in rows], weights=frames) for name in CLIP_METRICS}
+            result[group] = dict(means, clips=len(rows), frames=sum(frames))
     return dict(sorted(result.items(), key=lambda item: -item[1]["frames"]))

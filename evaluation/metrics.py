@@ -1,51 +1,49 @@
-"""What the reported numbers are: pure functions on joints, codes and embeddings. No files, no loggers, no networks.
-
-Joints are torch tensors (…, T, J, 3) in one unit; whoever calls multiplies by `mm_per_unit`. Embeddings are NumPy arrays (n, E).
-"""
+"""Motion, codebook and embedding metrics: pure functions of joints (…, T, J, 3) and embeddings (n, E)."""
 import numpy as np
 import torch
 
-SKATE_SPEED = 0.5  # m/s over the floor; a planted foot faster than this skates (the threshold of GMD, arXiv 2305.12577)
+SKATE_SPEED = 0.5  # m/s over the floor; a foot in contact that is faster skates (as in GMD, arXiv 2305.12577)
 
 
 def mm_per_unit(mean):
-    """Millimetres in one unit of the data: 1000 for metres, 1 for KIT-ML's millimetres, told by the mean root height mean[3]."""
+    """Return 1000 for data in metres, 1 for KIT-ML's millimetres, told by the mean root height mean[3]."""
     return 1.0 if mean[3] > 20 else 1000.0
 
 
 # joints
 
 def root_align(joints):
-    """(…, T, J, 3) with each frame's root moved to the origin; the heading stays."""
+    """Move the root of each frame (…, T, J, 3) to the origin; the heading stays."""
     return joints - joints[..., :1, :]
 
 
 def length(vectors):
-    """Euclidean length of (…, 3), (…); `torch.norm` over so short an axis takes three times as long."""
-    x, y, z = vectors.unbind(-1)
+    """Return the Euclidean length of (…, 3), as (…)."""
+    x, y, z = vectors.unbind(-1)  # three times as fast as torch.norm over so short an axis
     return (x * x + y * y + z * z).sqrt()
 
 
 def joint_error(pred, real):
-    """Euclidean distance of each joint, (…, T, J). Its mean is the global MPJPE; of root-aligned joints, the root-aligned one."""
+    """Return the distance of each joint, (…, T, J). Its mean is the MPJPE."""
     return length(pred - real)
 
 
 def nearest_rotation(h):
-    """The rotation R with the greatest tr(Rᵀ h) for each of h (…, 3, 3).
+    """Return the rotation R with the greatest tr(Rᵀ h) for each of h (…, 3, 3).
 
-    Newton's iteration to the polar factor, scaled by the determinant (Higham 1986): several times faster than so many small SVDs. Where it
-    ends in a reflection, or not in six steps (h all but singular), the SVD decides: the smallest axis flips (Umeyama 1991).
+    Newton's iteration to the polar factor, scaled by the determinant (Higham 1986), is several times faster
+    than an SVD. Where it finds a reflection or has not converged in six steps (h nearly singular), the SVD
+    decides: the smallest axis flips (Umeyama 1991).
     """
     rotation = h
     for _ in range(6):
         a, b, c = rotation.unbind(-2)
-        cofactors = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], -2)
+        cofactors = torch.stack([torch.linalg.cross(*axes) for axes in ((b, c), (c, a), (a, b))], -2)
         det = (a * cofactors[..., 0, :]).sum(-1)[..., None, None]
         scale = det.abs() ** (-1 / 3)
-        rotation = (scale * rotation + cofactors / (scale * det)) / 2  # cofactors / det is the transposed inverse
+        rotation = (scale * rotation + cofactors / (scale * det)) / 2  # cofactors / det: transposed inverse
     error = (rotation @ rotation.mT - torch.eye(3, dtype=h.dtype, device=h.device)).abs().amax((-1, -2))
-    left = ~((error < 100 * torch.finfo(h.dtype).eps) & (det[..., 0, 0] > 0))  # NaN is left too
+    left = ~((error < 100 * torch.finfo(h.dtype).eps) & (det[..., 0, 0] > 0))  # holds for NaN too
     if left.any():
         u, _, vh = torch.linalg.svd(h[left])
         u[..., 2] *= torch.linalg.det(u @ vh).sign()[..., None]
@@ -54,7 +52,7 @@ def nearest_rotation(h):
 
 
 def procrustes_align(pred, real):
-    """Each frame of pred (…, J, 3) under the rotation, translation and scale that bring it closest to real (least squares).
+    """Rotate, move and scale each frame of pred (…, J, 3) as close to real as can be (least squares).
 
     Reflections are ruled out. A frame whose joints all coincide is only moved.
     """
@@ -62,48 +60,42 @@ def procrustes_align(pred, real):
     p = pred - pred.mean(-2, keepdim=True)
     h = p.mT @ (real - real_centre)                                          # (…, 3, 3)
     rotation, size = nearest_rotation(h), p.square().sum((-1, -2))
-    scale = torch.where(size > 0, (rotation * h).sum((-1, -2)) / size.clamp(min=torch.finfo(size.dtype).tiny), 1.0)
+    fit = (rotation * h).sum((-1, -2)) / size.clamp(min=torch.finfo(size.dtype).tiny)
+    scale = torch.where(size > 0, fit, 1.0)
     return p @ (scale[..., None, None] * rotation) + real_centre
 
 
 def difference(joints, order):
-    """Finite difference over time: 1 velocity, 2 acceleration, 3 jerk, per frame**order. (…, T - order, J, 3)."""
+    """Return the finite difference over time, (…, T - order, J, 3): 1 velocity, 2 acceleration, 3 jerk."""
     return torch.diff(joints, n=order, dim=-3)
 
 
 def foot_slide(joints, feet):
-    """Distance over the floor that each foot joint goes to the next frame, (…, T - 1, len(feet)); heights do not count."""
+    """Return how far each foot joint moves over the floor to the next frame, (…, T - 1, len(feet))."""
     step = difference(joints[..., list(feet), :], 1)
     return torch.hypot(step[..., 0], step[..., 2])
 
 
 def foot_penetration(joints, feet):
-    """Depth of the lowest foot joint below the floor y = 0, (…, T); 0 where no foot is below."""
+    """Return the depth of the lowest foot joint below the floor y = 0, (…, T); 0 where no foot is below."""
     return (-joints[..., list(feet), 1].amin(-1)).clamp(min=0)
 
 
-def kinetic_features(joints, fps, valid=None):
-    """One row per clip of how it moves, (…, 3·J): each joint's mean squared ground speed, squared vertical speed, acceleration.
+def kinetic_features(joints, fps):
+    """Describe how clips move, (…, 3·J): mean squared ground speed, squared vertical speed, acceleration.
 
-    joints (…, T, J, 3) in metres, T at least 3; valid (…, T) bool, true up to each clip's last frame (None: all of them). In m²/s²,
-    m²/s² and m/s². After the kinetic features of Onuma et al. 2008, as used for dance by AIST++ (arXiv 2101.08779).
+    joints (…, T, J, 3) in metres, T at least 3. Results in m²/s², m²/s² and m/s², of each joint.
+    Source: Onuma et al. 2008, as used for dance by AIST++ (arXiv 2101.08779).
     """
-    if valid is None:
-        valid = torch.ones(joints.shape[:-2], dtype=torch.bool, device=joints.device)
-
-    def mean(values):  # (…, T - k, J) → (…, J)
-        weight = valid[..., valid.shape[-1] - values.shape[-2]:, None]
-        return torch.where(weight, values, 0).sum(-2) / weight.sum(-2)
-
     velocity, acceleration = difference(joints, 1) * fps, difference(joints, 2) * fps ** 2
     ground = velocity[..., 0] ** 2 + velocity[..., 2] ** 2
-    return torch.cat([mean(ground), mean(velocity[..., 1] ** 2), mean(length(acceleration))], -1)
+    return torch.cat([ground.mean(-2), (velocity[..., 1] ** 2).mean(-2), length(acceleration).mean(-2)], -1)
 
 
 # codes
 
 def code_perplexity(counts):
-    """exp of the entropy of code counts (K,): the number of codes that equal use would need. 0 when nothing was counted."""
+    """Return exp of the entropy of code counts (K,); 0 where nothing was counted."""
     counts = np.asarray(counts, dtype=np.float64)
     p = counts[counts > 0] / max(counts.sum(), 1)
     return float(np.exp(-(p * np.log(p)).sum())) if len(p) else 0.0
@@ -112,17 +104,17 @@ def code_perplexity(counts):
 # distributions and embeddings
 
 def gaussian(x):
-    """Mean (E,) and unbiased covariance (E, E), float64, of rows (n, E)."""
+    """Return the mean (E,) and unbiased covariance (E, E), float64, of rows (n, E)."""
     x = np.asarray(x, dtype=np.float64)
     return x.mean(0), np.cov(x, rowvar=False).reshape(x.shape[1], x.shape[1])
 
 
 def frechet_distance(mean_a, cov_a, mean_b, cov_b):
-    """Squared Fréchet distance of two Gaussians: ‖μa - μb‖² + tr(Σa + Σb - 2 (Σa Σb)^½).
+    """Return the squared Fréchet distance of two Gaussians: ‖μa - μb‖² + tr(Σa + Σb - 2 (Σa Σb)^½).
 
-    The trace of the root is taken from the eigenvalues of the symmetric Σa^½ Σb Σa^½, which are real and, up to rounding, not negative,
-    so that singular covariances (fewer clips than dimensions) give a number too. float64. Raises ValueError for statistics that are
-    not finite. Source: arXiv 1706.08500.
+    The trace of the root comes from the eigenvalues of the symmetric Σa^½ Σb Σa^½, so that singular
+    covariances (fewer clips than dimensions) give a number too. Computed in float64.
+    Raises ValueError for statistics that are not finite. Source: arXiv 1706.08500.
     """
     mean_a, cov_a, mean_b, cov_b = (np.asarray(a, dtype=np.float64) for a in (mean_a, cov_a, mean_b, cov_b))
     if not all(np.isfinite(a).all() for a in (mean_a, cov_a, mean_b, cov_b)):
@@ -135,37 +127,39 @@ def frechet_distance(mean_a, cov_a, mean_b, cov_b):
 
 
 def diversity(embeddings, pairs, rng):
-    """Mean distance of `pairs` random pairs of rows (n, E): two draws without repetition, independent of each other, as upstream.
+    """Return the mean distance of `pairs` random pairs of rows (n, E); rng: a NumPy Generator.
 
-    rng: numpy Generator. Raises ValueError for more pairs than rows.
+    Both ends are drawn without repetition, independently, as upstream does. ValueError: more pairs than rows.
     """
     first, second = (rng.choice(len(embeddings), pairs, replace=False) for _ in range(2))
     return float(np.linalg.norm(embeddings[first] - embeddings[second], axis=1).mean())
 
 
 def distance_matrix(a, b):
-    """Euclidean distances (…, n, m) of rows (…, n, E) and (…, m, E), float64."""
+    """Return the Euclidean distances (…, n, m), float64, of rows (…, n, E) and (…, m, E)."""
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     squared = (a * a).sum(-1)[..., :, None] + (b * b).sum(-1)[..., None, :] - 2 * a @ np.swapaxes(b, -1, -2)
     return np.sqrt(squared.clip(min=0))
 
 
 def retrieval(text, motion, batch=32, top=3):
-    """R-precision top 1 … `top` and matching score of paired rows (n, E), within consecutive batches; the last partial one is left out.
+    """Return R-precision top 1 … `top`, (top,), and the matching score of paired rows (n, E).
 
-    Each caption ranks the batch's motions by distance. Returns (shares (top,), mean distance of the true pairs).
-    Raises ValueError for fewer rows than a batch.
+    Each caption ranks the motions of its batch by distance; the score is the mean distance of the true pairs.
+    Batches are consecutive; the last partial one is left out. Raises ValueError for fewer rows than a batch.
     """
     whole = len(text) // batch * batch
     if not whole:
         raise ValueError(f"R-precision needs at least {batch} clips, got {len(text)}")
-    distance = distance_matrix(*(np.asarray(x)[:whole].reshape(-1, batch, x.shape[-1]) for x in (text, motion)))  # (B, 32, 32)
-    rank = (np.argsort(distance, axis=-1, kind="stable") == np.arange(batch)[:, None]).argmax(-1)              # of the true motion
+    text, motion = (np.asarray(x)[:whole].reshape(-1, batch, x.shape[-1]) for x in (text, motion))
+    distance = distance_matrix(text, motion)                                 # (B, 32, 32)
+    order = np.argsort(distance, axis=-1, kind="stable")
+    rank = (order == np.arange(batch)[:, None]).argmax(-1)                   # of the true motion
     shares = np.array([(rank <= k).mean() for k in range(top)])
     return shares, float(np.diagonal(distance, axis1=-2, axis2=-1).mean())
 
 
 def confidence(values):
-    """Mean and half-width of the 95 % interval, 1.96·std/√n (population std, as published tables use)."""
+    """Return the mean and the half-width of the 95 % interval, 1.96·std/√n (population std, as published)."""
     values = np.asarray(values, dtype=np.float64)
     return float(values.mean()), float(1.96 * values.std() / np.sqrt(len(values)))

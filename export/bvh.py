@@ -1,26 +1,25 @@
 """Joints out to animation tools: inverse kinematics onto one clean skeleton, written as BVH.
 
-A joint with one child takes the smallest rotation that points the bone at it (no twist of its own); one with several children, pelvis or
-chest, takes the rotation that fits them best. Nothing here reads torch.
+A joint with one child takes the smallest rotation that points the bone at it (no twist of its own); a joint
+with several, pelvis or chest, takes the rotation that fits them best.
 """
-from pathlib import Path
-
 import numpy as np
 
-from utils.errors import UserError
+from utils.files import atomic_write
 from visualize.skeleton import bones, check_joints, unit_in_metres
 
 CM = 100.0          # BVH has no unit; centimetres are what most tools expect
 END_SITE = 0.05     # metres: a leaf's tip, so that it has a bone to show
+ANGLES = "Zrotation Xrotation Yrotation"
 
 
 def solve_skeleton(joints, spec):
-    """Inverse kinematics of a clip: (offsets (J, 3), rotations (T, J, 3, 3), cleaned (T, J, 3)), float64 metres.
+    """Solve the inverse kinematics of joints (T, J, 3), metres or millimetres, y up. All in float64 metres.
 
-    joints (T, J, 3), metres or millimetres, y up. offsets: each joint from its parent in the rest pose, a T-pose that faces +z with its
-    left at +x; bone lengths are the clip's medians. rotations are local, parent to child. cleaned: the forward kinematics of both, the
-    input with constant bone lengths and a rigid pelvis and chest; each bone aims at where its joint was, so that errors do not add up
-    along a limb. Equal to the input where that is rigid already. Raises UserError for joints that are not finite or have another shape.
+    Returns offsets (J, 3) from each joint's parent in the rest pose, a T-pose that faces +z with its left at
+    +x (bone lengths are the clip's medians), local rotations (T, J, 3, 3), and the forward kinematics (T,
+    J, 3) of both: the input with constant bone lengths and a rigid pelvis and chest. Each bone aims at where
+    its joint was, so errors do not add up along a limb. Raises UserError for joints that are not finite.
     """
     joints = check_joints(joints, spec)
     joints = joints * unit_in_metres(joints, spec)
@@ -32,14 +31,14 @@ def solve_skeleton(joints, spec):
     offsets[0] = 0
     for joint, group in enumerate(children):
         if len(group) > 1:
-            offsets[group] = _group_shape(joints[:, group] - joints[:, [joint]], [spec.joint_names[c] for c in group], lengths[group])
-    identity = np.broadcast_to(np.eye(3), (len(joints), 3, 3))
+            names = [spec.joint_names[child] for child in group]
+            offsets[group] = _group_shape(joints[:, group] - joints[:, [joint]], names, lengths[group])
     rotations = np.tile(np.eye(3), (len(joints), spec.joints, 1, 1))
-    turned, cleaned = {-1: identity}, joints.copy()                      # turned: the global rotation of each joint, (T, 3, 3)
+    turned, cleaned = {-1: rotations[:, 0].copy()}, joints.copy()         # turned: global rotations (T, 3, 3)
     for joint in [0] + [child for child, _ in bones(spec)]:               # parents come first
         before, group = turned[spec.parents[joint]], children[joint]
         if group:
-            aims = np.einsum("tji,tcj->tci", before, joints[:, group] - cleaned[:, [joint]])     # in the parent's frame
+            aims = np.einsum("tji,tcj->tci", before, joints[:, group] - cleaned[:, [joint]])
             fit = _best_rotation if len(group) > 1 else _smallest_rotation
             rotations[:, joint] = fit(offsets[group], aims)
         turned[joint] = before @ rotations[:, joint]
@@ -48,46 +47,46 @@ def solve_skeleton(joints, spec):
 
 
 def write_bvh(path, joints, spec, fps=None):
-    """Write joints (T, J, 3), metres or millimetres, as a BVH file in **centimetres**, y up, at fps (the data set's by default).
+    """Write joints (T, J, 3), metres or millimetres, as BVH in centimetres, y up. fps None: the data set's.
 
-    The root has position and rotation channels, every other joint rotations, in the order Z, X, Y. Returns the joints that the file holds,
-    (T, J, 3) in metres: see `solve_skeleton`. Raises UserError for joints that are not finite or have another shape, or an fps ≤ 0.
+    The root has position and rotation channels, every other joint rotations, in the order Z, X, Y.
+    Returns the joints that the file holds, (T, J, 3) in metres: see `solve_skeleton`.
+    Raises UserError for joints that are not finite or of another shape.
     """
-    fps = spec.fps if fps is None else fps
-    if not fps > 0:
-        raise UserError(f"fps is {fps}; a BVH file wants a frame rate above 0")
     offsets, rotations, cleaned = solve_skeleton(joints, spec)
     order, lines = [], ["HIERARCHY"]
     _hierarchy(0, 0, offsets * CM, spec, order, lines)
-    angles = euler_zxy(rotations[:, order])                                                     # (T, J, 3)
+    angles = euler_zxy(rotations[:, order])                               # (T, J, 3)
     rows = np.concatenate([cleaned[:, 0] * CM, angles.reshape(len(angles), -1)], 1)
-    lines += ["MOTION", f"Frames: {len(rows)}", f"Frame Time: {1 / fps:.8f}"]
+    lines += ["MOTION", f"Frames: {len(rows)}", f"Frame Time: {1 / (fps or spec.fps):.8f}"]
     lines += [" ".join(f"{value:.5f}" for value in row) for row in rows.tolist()]
-    Path(path).write_text("\n".join(lines) + "\n", encoding="ascii")
+    with atomic_write(path) as file:
+        file.write(("\n".join(lines) + "\n").encode("ascii"))
     return cleaned
 
 
 def euler_zxy(rotations):
-    """Rotation matrices (T, …, 3, 3) = Rz·Rx·Ry → degrees (T, …, 3) about z, x, y in that order, without jumps of 360° over time."""
-    r = rotations
-    z, x, y = np.arctan2(-r[..., 0, 1], r[..., 1, 1]), np.arcsin(np.clip(r[..., 2, 1], -1, 1)), np.arctan2(-r[..., 2, 0], r[..., 2, 2])
-    locked = np.abs(r[..., 2, 1]) > 1 - 1e-10                            # z and y turn about one axis: give z all of it
-    z = np.where(locked, np.arctan2(r[..., 1, 0], r[..., 0, 0]), z)
-    return np.degrees(np.unwrap(np.stack([z, x, np.where(locked, 0, y)], -1), axis=0))
+    """Return degrees (T, …, 3) about z, x, y of matrices (T, …, 3, 3) = Rz·Rx·Ry, without jumps of 360°."""
+    r = np.moveaxis(rotations, (-2, -1), (0, 1))
+    x = np.arcsin(np.clip(r[2, 1], -1, 1))
+    locked = np.abs(r[2, 1]) > 1 - 1e-10                                  # z and y share an axis: z gets all
+    z = np.where(locked, np.arctan2(r[1, 0], r[0, 0]), np.arctan2(-r[0, 1], r[1, 1]))
+    y = np.where(locked, 0, np.arctan2(-r[2, 0], r[2, 2]))
+    return np.degrees(np.unwrap(np.stack([z, x, y], -1), axis=0))
 
 
 def _hierarchy(joint, depth, offsets, spec, order, lines):
-    """Append a joint and all beneath it to lines, and its index to order: the order of the motion's channels."""
-    pad, order_of_channels = "  " * depth, "Zrotation Xrotation Yrotation"
+    """Append a joint and all beneath it to `lines`, and its index to `order`, the order of the channels."""
+    pad, name = "  " * depth, spec.joint_names[joint]
     children = [child for child, parent in bones(spec) if parent == joint]
+    channels = "3" if depth else "6 Xposition Yposition Zposition"
     order.append(joint)
-    lines += [f"{pad}{'JOINT' if depth else 'ROOT'} {spec.joint_names[joint]}", f"{pad}{{", f"{pad}  OFFSET {_numbers(offsets[joint])}"]
-    lines.append(f"{pad}  CHANNELS 3 {order_of_channels}" if depth else
-                 f"{pad}  CHANNELS 6 Xposition Yposition Zposition {order_of_channels}")
+    lines += [f"{pad}{'JOINT' if depth else 'ROOT'} {name}", f"{pad}{{",
+              f"{pad}  OFFSET {_numbers(offsets[joint])}", f"{pad}  CHANNELS {channels} {ANGLES}"]
     for child in children:
         _hierarchy(child, depth + 1, offsets, spec, order, lines)
     if not children:
-        tip = np.array(_rest_direction(spec.joint_names[joint])) * END_SITE * CM
+        tip = np.array(_rest_direction(name)) * END_SITE * CM
         lines += [f"{pad}  End Site", f"{pad}  {{", f"{pad}    OFFSET {_numbers(tip)}", f"{pad}  }}"]
     lines.append(f"{pad}}}")
 
@@ -97,7 +96,7 @@ def _numbers(vector):
 
 
 def _rest_direction(name):
-    """Where the bone that ends in this joint points in the T-pose: arms sideways, legs down, feet forward, all else up."""
+    """Return where the bone to a joint points in the T-pose: arms to the side, legs down, feet ahead."""
     if name.endswith(("collar", "shoulder", "elbow", "wrist", "hip")):
         return (1.0, 0, 0) if name.startswith("left") else (-1.0, 0, 0)
     if name.endswith(("knee", "ankle")):
@@ -106,20 +105,20 @@ def _rest_direction(name):
 
 
 def _group_shape(vectors, names, lengths, rounds=4):
-    """The rest offsets (C, 3) of several children of one joint: the clip's mean shape, with left at +x, up at +y, and the bones' lengths.
+    """Return the rest offsets (C, 3) of a joint's several children: their mean shape, left at +x, up at +y.
 
-    vectors (T, C, 3) from the joint to each child. Starts from the T-pose's directions; then fit, average, and fit again.
+    vectors (T, C, 3) from the joint to each child. Starts from the T-pose; then fits and averages in turn.
     """
     shape = np.array([_rest_direction(name) for name in names]) * lengths[:, None]
     for _ in range(rounds):
-        turned = np.einsum("tji,tcj->tci", _best_rotation(shape, vectors), vectors)             # back into the rest pose
+        turned = np.einsum("tji,tcj->tci", _best_rotation(shape, vectors), vectors)  # into the rest pose
         shape = turned.mean(0)
         shape *= (lengths / np.maximum(np.linalg.norm(shape, axis=-1), 1e-12))[:, None]
-    left, right = (next(k for k, name in enumerate(names) if name.startswith(side)) for side in ("left", "right"))
-    up = next(k for k, name in enumerate(names) if not name.startswith(("left", "right")))
-    across = _unit(shape[left] - shape[right])
-    ahead = _unit(np.cross(across, shape[up]))
-    return shape @ np.stack([across, np.cross(ahead, across), ahead], -1)                       # its own axes become x, y, z
+    sides = {name.split("_")[0]: offset for name, offset in zip(names, shape)}
+    up = next(offset for side, offset in sides.items() if side not in ("left", "right"))
+    across = _unit(sides["left"] - sides["right"])
+    ahead = _unit(np.cross(across, up))
+    return shape @ np.stack([across, np.cross(ahead, across), ahead], -1)  # its own axes become x, y, z
 
 
 def _unit(vectors):
@@ -127,7 +126,7 @@ def _unit(vectors):
 
 
 def _best_rotation(offsets, aims):
-    """(T, 3, 3): the rotation of offsets (C, 3) nearest to aims (T, C, 3) in least squares, never a reflection (Kabsch 1976)."""
+    """Return the rotations (T, 3, 3) that bring offsets (C, 3) nearest to aims (T, C, 3) (Kabsch 1976)."""
     u, _, vt = np.linalg.svd(np.einsum("tci,cj->tij", aims, offsets))
     sign = np.ones((len(aims), 3))
     sign[:, 2] = np.where(np.linalg.det(u @ vt) < 0, -1.0, 1.0)
@@ -135,13 +134,14 @@ def _best_rotation(offsets, aims):
 
 
 def _smallest_rotation(offset, aims):
-    """(T, 3, 3): the smallest rotation that turns the one offset (1, 3) towards aims (T, 1, 3); none where either has no length."""
+    """Return the smallest rotations (T, 3, 3) from one offset (1, 3) to aims (T, 1, 3)."""
     a, b = np.broadcast_to(_unit(offset), aims[:, 0].shape), _unit(aims[:, 0])
     axis, cosine = np.cross(a, b), (a * b).sum(-1)
     cross = np.zeros((len(a), 3, 3))
     cross[:, [2, 0, 1], [1, 2, 0]], cross[:, [1, 2, 0], [2, 0, 1]] = axis, -axis
     turn = np.eye(3) + cross + cross @ cross / np.maximum(1 + cosine, 1e-9)[:, None, None]
-    side = _unit(np.cross(a, np.eye(3)[np.abs(a).argmin(-1)]))                                  # any axis at right angles
-    turn = np.where((cosine < -1 + 1e-9)[:, None, None], 2 * side[:, :, None] * side[:, None] - np.eye(3), turn)
+    side = _unit(np.cross(a, np.eye(3)[np.abs(a).argmin(-1)]))             # any axis at right angles
+    half_turn = 2 * side[:, :, None] * side[:, None] - np.eye(3)
+    turn = np.where((cosine < -1 + 1e-9)[:, None, None], half_turn, turn)
     still = (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)) < 0.5
     return np.where(still[:, None, None], np.eye(3), turn)

@@ -1,9 +1,8 @@
-"""The frozen text and motion encoders behind FID and R-precision (T2M, Guo et al. CVPR 2022, networks/modules.py).
+"""The frozen text and motion encoders behind FID and R-precision (T2M, CVPR 2022, networks/modules.py).
 
-State-dict names and shapes are those of the published `finest.tar`, so that it loads strictly. N clips, T frames, L tokens.
+State-dict names and shapes are those of the published `finest.tar`. N clips, T frames, L tokens.
 """
 import pickle
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +11,13 @@ import torch.nn as nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from utils.errors import UserError
+from utils.files import describe_file, load_array
 from utils.motion_spec import MAX_MOTION_LENGTH, UNIT_LENGTH
 from utils.word_vectorizer import GLOVE_FILES, WordVectorizer
 
 CONTACTS = 4  # the last features, which the encoders do not see
 FINEST = "text_mot_match/model/finest.tar"
+STATISTICS = ("mean.npy", "std.npy")
 META_DIRS = ("Comp_v6_KLD005/meta", "VQVAEV3_CB1024_CMT_H1024_NRES3/meta")
 
 
@@ -35,38 +36,36 @@ class MovementConvEncoder(nn.Module):
 
 
 class _BiGRU(nn.Module):
-    """Linear, bidirectional GRU from a learnt state over each row's own length, and a head on the two last states."""
+    """Linear layer, bidirectional GRU over each row's own length, and a head on the two last states."""
 
-    def __init__(self, input_size, hidden_size, output_size, head_size):
+    def __init__(self, input_size, hidden_size, output_size):
         super().__init__()
         self.input_emb = nn.Linear(input_size, hidden_size)
         self.gru = nn.GRU(hidden_size, hidden_size, batch_first=True, bidirectional=True)
-        self.output_net = nn.Sequential(
-            nn.Linear(2 * hidden_size, head_size), nn.LayerNorm(head_size), nn.LeakyReLU(0.2), nn.Linear(head_size, output_size))
+        self.output_net = nn.Sequential(nn.Linear(2 * hidden_size, hidden_size), nn.LayerNorm(hidden_size),
+                                        nn.LeakyReLU(0.2), nn.Linear(hidden_size, output_size))
         self.hidden = nn.Parameter(torch.randn(2, 1, hidden_size))
 
     def encode(self, x, lengths):
         """x (N, L, input_size), lengths (N,) → (N, output_size), in the order of x."""
-        packed = pack_padded_sequence(self.input_emb(x), lengths.cpu(), batch_first=True, enforce_sorted=False)
-        _, last = self.gru(packed, self.hidden.repeat(1, len(x), 1))                      # (2, N, hidden)
+        x = self.input_emb(x)
+        packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        _, last = self.gru(packed, self.hidden.repeat(1, len(x), 1))         # (2, N, hidden)
         return self.output_net(torch.cat([last[0], last[1]], -1))
 
 
 class MotionEncoderBiGRUCo(_BiGRU):
     """Movements (N, T/4, input_size) and their lengths in units of four frames → (N, output_size)."""
 
-    def __init__(self, input_size, hidden_size, output_size):
-        super().__init__(input_size, hidden_size, output_size, hidden_size)
-
     def forward(self, movements, lengths):
         return self.encode(movements, lengths)
 
 
 class TextEncoderBiGRUCo(_BiGRU):
-    """Word vectors (N, L, word_size), one-hot tags (N, L, pos_size) and caption lengths → (N, output_size)."""
+    """Word vectors (N, L, word_size), one-hot tags (N, L, pos_size), caption lengths → (N, output_size)."""
 
     def __init__(self, word_size, pos_size, hidden_size, output_size):
-        super().__init__(word_size, hidden_size, output_size, hidden_size)
+        super().__init__(word_size, hidden_size, output_size)
         self.pos_emb = nn.Linear(pos_size, word_size)
 
     def forward(self, words, tags, lengths):
@@ -74,9 +73,13 @@ class TextEncoderBiGRUCo(_BiGRU):
 
 
 class Extractors(nn.Module):
-    """The three networks of `finest.tar`, frozen. `vectorizer`, and `mean`, `std` ((D,) arrays or None), are set by `load_extractors`."""
+    """The three networks of `finest.tar`, frozen.
 
-    def __init__(self, dim_pose=263, movement_hidden=512, movement=512, motion_hidden=1024, text_hidden=512, embedding=512, word=300, pos=15):
+    `load_extractors` sets `vectorizer`, and `mean` and `std`, (D,) arrays or None.
+    """
+
+    def __init__(self, dim_pose=263, movement_hidden=512, movement=512, motion_hidden=1024, text_hidden=512,
+                 embedding=512, word=300, pos=15):
         super().__init__()
         self.movement_encoder = MovementConvEncoder(dim_pose - CONTACTS, movement_hidden, movement)
         self.motion_encoder = MotionEncoderBiGRUCo(movement, motion_hidden, embedding)
@@ -87,9 +90,9 @@ class Extractors(nn.Module):
 
     @torch.no_grad()
     def embed_motion(self, motion, lengths):
-        """motion (N, T, D) normalised with the extractors' statistics, zero past each clip's length (N,) in frames → (N, embedding).
+        """Embed motion (N, T, D), normalised, zero past each clip's length (N,) in frames: (N, embedding).
 
-        The result is that of clips padded to 196 frames: the convolutions look a few frames past a clip's end, never further.
+        The result is that of clips padded to 196 frames: the convolutions see a few frames past a clip's end.
         """
         enough = min(MAX_MOTION_LENGTH, int(lengths.max()) + UNIT_LENGTH)
         if motion.shape[1] < enough:
@@ -99,79 +102,79 @@ class Extractors(nn.Module):
 
     @torch.no_grad()
     def embed_text(self, words, tags, lengths):
-        """words (N, L, 300), tags (N, L, 15) one-hot, lengths (N,) with the two marks → (N, embedding)."""
+        """Embed words (N, L, 300), one-hot tags (N, L, 15), lengths (N,) with both marks: (N, embedding)."""
         return self.text_encoder(words, tags, lengths)
 
     def get_co_embeddings(self, words, tags, text_lengths, motion, motion_lengths):
-        """Upstream's call: (text, motion) embeddings (N, embedding) each, in the order given (upstream sorts by motion length)."""
+        """Return (text, motion) embeddings in the order given; upstream's call sorts by motion length."""
         return self.embed_text(words, tags, text_lengths), self.embed_motion(motion, motion_lengths)
 
 
 def load_networks(path, width=263):
-    """Extractors from an official `finest.tar` for frames of `width` features, sizes read off its tensors, loaded strictly.
+    """Read `finest.tar` into Extractors; sizes are read off its tensors. width: features of a frame.
 
-    Only tensors and primitives are admitted (`weights_only`). Raises UserError for any other file.
+    Raises UserError for a file that is missing, damaged, more than plain tensors, or of another data set.
     """
-    expected = "expected upstream's finest.tar with movement_encoder, motion_encoder and text_encoder"
+    expected = "expected the tensors of T2M's three encoders"
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         parts = {name: saved[name] for name in ("movement_encoder", "motion_encoder", "text_encoder")}
         movement, motion, text = parts.values()
-        sizes = dict(dim_pose=movement["main.0.weight"].shape[1] + CONTACTS, movement_hidden=movement["main.0.weight"].shape[0],
-                     movement=movement["out_net.weight"].shape[0], motion_hidden=motion["input_emb.weight"].shape[0],
-                     text_hidden=text["input_emb.weight"].shape[0], embedding=text["output_net.3.weight"].shape[0],
-                     word=text["pos_emb.weight"].shape[0], pos=text["pos_emb.weight"].shape[1])
+        sizes = dict(
+            dim_pose=movement["main.0.weight"].shape[1] + CONTACTS,
+            movement_hidden=movement["main.0.weight"].shape[0], movement=movement["out_net.weight"].shape[0],
+            motion_hidden=motion["input_emb.weight"].shape[0], text_hidden=text["input_emb.weight"].shape[0],
+            embedding=text["output_net.3.weight"].shape[0], word=text["pos_emb.weight"].shape[0],
+            pos=text["pos_emb.weight"].shape[1])
         with torch.device("meta"):  # no random numbers are drawn for weights that the file brings
             extractors = Extractors(**sizes)
         for name, state in parts.items():
             getattr(extractors, name).load_state_dict(state, strict=True, assign=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; {expected}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); {expected}") from None
     except KeyError as error:
         raise UserError(f"{path}: has no {error}; {expected}") from None
-    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError, TypeError, AttributeError, IndexError,
-            OSError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{path}: refused ({reason}); {expected}, tensors and primitives only") from None
+    except Exception as error:  # a damaged or foreign file raises nearly anything
+        pickled = isinstance(error, pickle.UnpicklingError)
+        text = " ".join(str(error).split()).rpartition("state_dict for ")[2]
+        reason = describe_file(path) if pickled else text[:90]
+        raise UserError(f"{path}: refused ({reason}); {expected}") from None
     if sizes["dim_pose"] != width:
-        raise UserError(f"{path}: takes frames of {sizes['dim_pose']} features, expected {width}: these are another data set's extractors")
+        raise UserError(f"{path}: takes frames of {sizes['dim_pose']} features, expected {width}; name the "
+                        "extractors of this data set with --evaluator-dir")
     return extractors.float()  # as upstream's, whatever the file stores
 
 
 def find_missing(spec, evaluator_dir=None, glove_dir=None):
-    """Where the extractors' files are, and which are not there.
+    """Return the folders of the extractors and of GloVe, and a message for each file that is not there.
 
-    Defaults are upstream's places: checkpoints/t2m (kit: checkpoints/kit) and glove. Returns (evaluator folder, GloVe folder, messages).
+    Defaults are upstream's places: checkpoints/t2m (kit: checkpoints/kit) and glove.
     """
     folder = Path(evaluator_dir or Path("checkpoints", "kit" if spec.name == "kit" else "t2m"))
     glove = Path(glove_dir or "glove")
-    published = "T2M-GPT publishes it on Google Drive, fetched by its dataset/prepare/"
-    wanted = [(folder / FINEST, "text and motion encoders", "download_extractor.sh")]
-    wanted += [(glove / name, what, "download_glove.sh") for name, what in zip(GLOVE_FILES, ("word vectors", "vocabulary", "rows of the words"))]
-    return folder, glove, [f"{path}: missing ({what}); {published}{script}" for path, what, script in wanted if not path.is_file()]
+    wanted = {folder / FINEST: "extractor", **{glove / name: "glove" for name in GLOVE_FILES}}
+    return folder, glove, [f"{path}: missing; T2M-GPT's dataset/prepare/download_{script}.sh fetches it"
+                           for path, script in wanted.items() if not path.is_file()]
 
 
 def load_extractors(spec, folder, glove):
-    """Networks, vocabulary and statistics from the folders `find_missing` names, ready to embed.
+    """Load networks, vocabulary and statistics from the folders that `find_missing` names.
 
-    `mean` and `std` are the extractors' own where the folder has them, else None: then the features' own normalisation stands.
-    Raises UserError for what is missing, damaged or not plain data.
+    `mean` and `std` are the extractors' own where the folder has them, else None: they then see the features'
+    own normalisation. Raises UserError for what is missing, damaged or not plain data.
     """
     extractors = load_networks(folder / FINEST, spec.width)
     extractors.vectorizer = WordVectorizer(glove)
-    word = extractors.text_encoder.pos_emb.out_features
-    if extractors.vectorizer.vectors.shape[1] != word:
-        raise UserError(f"{glove}: word vectors of {extractors.vectorizer.vectors.shape[1]} numbers, expected {word} as in {folder / FINEST}")
-    for meta in META_DIRS:
-        paths = [folder / meta / name for name in ("mean.npy", "std.npy")]
-        if all(path.is_file() for path in paths):
-            try:
-                mean, std = (np.load(path, allow_pickle=False).astype(np.float64) for path in paths)
-            except (ValueError, EOFError, OSError) as error:
-                raise UserError(f"{folder / meta}: unreadable mean.npy or std.npy ({str(error).splitlines()[0][:100]})") from None
-            if mean.shape != (spec.width,) or std.shape != mean.shape or not (std > 0).all() or not np.isfinite(mean + std).all():
-                raise UserError(f"{folder / meta}: mean.npy and std.npy have shapes {mean.shape}, {std.shape}, expected ({spec.width},) finite "
-                                "numbers with every std over 0")
-            extractors.mean, extractors.std = mean, std
-            break
+    word, found = extractors.text_encoder.pos_emb.out_features, extractors.vectorizer.vectors.shape[1]
+    if found != word:
+        raise UserError(f"{glove}: word vectors of {found} numbers; {folder / FINEST} takes {word}")
+    metas = [folder / meta for meta in META_DIRS]
+    meta = next((meta for meta in metas if all((meta / name).is_file() for name in STATISTICS)), None)
+    if meta:
+        mean, std = (load_array(meta / name) for name in STATISTICS)
+        numbers = mean.dtype.kind == std.dtype.kind == "f" and mean.shape == std.shape == (spec.width,)
+        if not numbers or not np.isfinite(mean + std).all() or not (std > 0).all():
+            raise UserError(f"{meta}: mean.npy {mean.shape} and std.npy {std.shape}; expected {spec.width} "
+                            "finite numbers each, every std over 0")
+        extractors.mean, extractors.std = mean.astype(np.float64), std.astype(np.float64)
     return extractors

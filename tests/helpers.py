@@ -3,7 +3,9 @@ import os
 import signal
 
 import numpy as np
+import torch
 
+from models.vqvae import HumanVQVAE
 from options.option_vq import get_args_parser
 from utils.motion_spec import get_spec
 
@@ -48,6 +50,36 @@ def small_args(root, out, *flags):
     return get_args_parser([*SMALL_NET, "--data-root", str(root), "--out-dir", str(out), "--exp-name", "run", "--batch-size", "4",
                             "--window-size", "32", "--total-iter", "12", "--warm-up-iter", "4", "--print-iter", "5", "--eval-iter", "6",
                             "--save-iter", "5", "--nb-vis", "0", *flags])
+
+
+def save_small_net(path, root, seed=0, **flags):
+    """A checkpoint of a small net whose codebook is filled from `root`'s clips, with its statistics; returns its path.
+
+    It looks as after 12 iterations and 3 of warm-up, and takes the place of a training where only its file matters.
+    """
+    args = get_args_parser([*SMALL_NET, "--data-root", str(root)])
+    for name, value in dict(flags, warm_up_iter=4).items():
+        setattr(args, name, value)
+    torch.manual_seed(seed)
+    net = HumanVQVAE.from_args(args)
+    mean, std = (np.load(root / f"{name}.npy").astype(np.float64) for name in ("Mean", "Std"))
+    clips = [np.load(root / "new_joint_vecs" / f"{name}.npy")[:64] for name in ("000000", "000001", "000002")]
+    net(torch.from_numpy(((np.stack(clips) - mean) / std).astype(np.float32)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(dict(net=net.state_dict(), args=vars(args), iter=15, mean=torch.from_numpy(mean),
+                    std=torch.from_numpy(std), quantizer=net.vqvae.quantizer.training_state()), path)
+    return path
+
+
+def excess(net, x, codes):
+    """How much farther the given codes (T',) lie from the latents of x (1, T, D) than the nearest ones; and the gap
+    of these to the second nearest, at its smallest. Which of two codes that tie is taken hangs on the last bit."""
+    with torch.no_grad():
+        z_e = net.vqvae.encoder(x.transpose(1, 2))[0].t()
+        distance = torch.cdist(z_e.double(), net.vqvae.quantizer.codes.double())
+    best = distance.topk(2, largest=False).values
+    taken = distance.gather(1, torch.as_tensor(codes)[:, None])[:, 0]
+    return float((taken - best[:, 0]).max()), float((best[:, 1] - best[:, 0]).min())
 
 
 def signal_at(monkeypatch, step):

@@ -117,7 +117,7 @@ def test_it_leaves_modes_codebook_and_random_streams_as_they_were(tmp_path, norm
     streams = torch.get_rng_state(), np.random.get_state()[1].copy()
     with SummaryWriter(str(tmp_path)) as writer:
         board = dashboard.Dashboard(writer, net, SimpleNamespace(clips=clips, extractors=None), 2)
-        board.draw_validation(evaluate_clips(net, clips, T2M, net.mean, net.std), 1)
+        board.draw_validation(evaluate_clips(net, clips), 1)
         board.finish(get_args_parser([]), tmp_path, SimpleNamespace(info=print))
     assert len(list(tmp_path.glob("vis_*.gif"))) == 2
     assert [module.training for module in net.modules()] == modes

@@ -1,4 +1,6 @@
-"""A split's numbers: equal to the clip-by-clip ones, to hand-made ones, over ranks, and without a trace in the network."""
+"""A split's numbers: equal to the clip-by-clip ones, to hand-made ones, over ranks, without a trace."""
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -6,10 +8,10 @@ import pytest
 import torch
 
 from dataset.motion_folder import load_split
-from evaluation.evaluate import break_down, evaluate_clips, select_clips
-from models.batches_old import buckets, decode_rows, encode_clips, evaluating, forward_clips, lay_out, reconstruct_clips
+from evaluation import evaluate
+from evaluation.evaluate import METRICS, break_down, evaluate_clips, select_clips
 from models.vqvae import HumanVQVAE
-from tests.helpers import make_clip
+from tests.helpers import excess, make_clip
 from utils.errors import UserError
 from utils.motion_process import recover_from_ric
 from utils.motion_spec import KIT, T2M
@@ -23,6 +25,7 @@ def make_net(norm=None, down_t=2, seed=0, dataname="t2m", **kwargs):
     args = SimpleNamespace(dataname=dataname, quantizer="ema_reset", mu=0.99, beta=1.0)
     net = HumanVQVAE(args, 16, 32, 32, down_t, 2, 32, 3, 3, norm=norm, **kwargs)
     net(torch.randn(4, 64, net.spec.width))  # fills the codebook
+    net.mean, net.std = MEAN, STD
     return net
 
 
@@ -30,97 +33,72 @@ def make_clips(lengths, dataname="t2m"):
     clips = [make_clip(dataname, frames, i) for i, frames in enumerate(lengths)]
     frames = np.concatenate(clips)
     frames[:, 3] -= 0.9
-    return SimpleNamespace(names=[f"c{i}" for i in range(len(clips))], frames=frames, offsets=np.cumsum([0, *lengths]), split="test")
+    return SimpleNamespace(names=[f"c{i}" for i in range(len(clips))], frames=frames,
+                           offsets=np.cumsum([0, *lengths]),
+                           split="test")
+
+
+def in_ranks(monkeypatch, module, run, world=3):
+    """Run `run()` as each of several ranks, then as each with the sums of all: (shares, results)."""
+    shares, results = [], []
+    for rank in range(world):
+        seen = []
+        monkeypatch.setattr(module, "rank_and_world", lambda rank=rank: (rank, world))
+        monkeypatch.setattr(module, "all_reduce", lambda tensor, seen=seen: seen.append(tensor.clone())
+                            or tensor)
+        run()
+        shares.append(seen)
+    for rank in range(world):
+        totals = iter([sum(parts) for parts in zip(*shares)])
+        monkeypatch.setattr(module, "rank_and_world", lambda rank=rank: (rank, world))
+        monkeypatch.setattr(module, "all_reduce", lambda tensor, totals=totals: tensor.copy_(next(totals)))
+        results.append(run())
+    return shares, results
 
 
 LENGTHS = (43, 61, 40, 80, 81, 199, 39, 200, 64, 61, 120, 44)
 
 
-@pytest.mark.parametrize("norm", [None, "LN", "BN", "GN"])
-@pytest.mark.parametrize("down_t", [1, 2, 3])
-def test_batched_reconstruction_equals_clip_by_clip(norm, down_t):
-    net, clips = make_net(norm, down_t).eval(), make_clips([*LENGTHS, 21, 1])
-    out, codes = reconstruct_clips(net, clips)
-    unit = 2 ** down_t
+def test_each_clip_is_measured_as_if_alone():
+    net, clips = make_net().eval(), make_clips(LENGTHS)
+    together = evaluate_clips(net, clips)
     for i, (start, end) in enumerate(zip(clips.offsets, clips.offsets[1:])):
-        length = (end - start) // unit * unit
-        assert out[i].shape == (length, 263) and codes[i].shape == (length // unit,)
-        if length:
-            x = torch.from_numpy(clips.frames[start:start + length])[None]
-            with torch.no_grad():
-                np.testing.assert_array_equal(codes[i], net.encode(x)[0])
-                np.testing.assert_allclose(out[i], net(x)[0][0], atol=3e-4 if norm == "GN" else 2e-5)  # GN: a variance near 0
+        if clips.names[i] in together["per_clip"]:
+            alone = SimpleNamespace(names=[clips.names[i]], frames=clips.frames[start:end],
+                                    offsets=np.array([0, end - start]))
+            assert evaluate_clips(net, alone)["per_clip"][clips.names[i]] == pytest.approx(
+                together["per_clip"][clips.names[i]], rel=1e-4)
+    for part in (64, 200, 1000):
+        parts = evaluate_clips(net, clips, full=True, batch_frames=part)
+        assert parts["mpjpe"] == pytest.approx(together["mpjpe"], rel=1e-5)
 
 
-@pytest.mark.parametrize("lengths, rows", [([64, 64, 64], 3), ([64, 64, 68], 3), ([40, 64, 196], 1), ([40], 1)])
-@pytest.mark.parametrize("down_t", [1, 2, 3])
-def test_each_way_to_lay_out_a_batch_equals_clip_by_clip(lengths, rows, down_t):
-    lengths = np.array(lengths) // 8 * 8
-    net, clips = make_net(None, down_t).eval(), make_clips(lengths)
-    assert len(lay_out(lengths, 2 ** down_t)[1]) == rows
-    with evaluating(net):
-        x, out, codes, valid = forward_clips(net, clips, np.arange(len(lengths)), clips.offsets[:-1], lengths, "cpu")
-        assert valid.sum(1).tolist() == lengths.tolist() and not out[~valid].any()
-        for i, length in enumerate(lengths):
-            alone = torch.from_numpy(clips.frames[clips.offsets[i]:clips.offsets[i + 1]])[None]
-            assert torch.equal(x[i, :length], alone[0]) and torch.equal(codes[i, :length // 2 ** down_t], net.encode(alone)[0])
-            torch.testing.assert_close(out[i, :length], net(alone)[0][0], atol=2e-5, rtol=0)
-
-
-@pytest.mark.parametrize("norm", [None, "LN", "BN", "GN"])
-@pytest.mark.parametrize("down_t", [1, 2, 3])
-def test_each_half_alone_gives_what_both_together_give(norm, down_t):
-    net, clips = make_net(norm, down_t).eval(), make_clips(LENGTHS)
-    out, codes = reconstruct_clips(net, clips)
-    index, starts, lengths, _ = select_clips(clips, T2M, 2 ** down_t, min_frames=1, max_frames=None)
-    seen = []
-    for mine, theirs in zip(encode_clips(net, clips, index, starts, lengths, done=seen.append), codes):
-        np.testing.assert_array_equal(mine, theirs)
-    decoded = dict(decode_rows(net, codes))
-    assert sum(seen) == lengths.sum() and sorted(decoded) == list(range(len(codes)))
-    for i, features in decoded.items():
-        np.testing.assert_allclose(features, out[i], atol=3e-4 if norm == "GN" else 2e-5)
-
-
-def test_a_clip_that_is_not_finite_is_named_before_it_is_encoded():
-    net, clips = make_net(), make_clips((40, 44))
-    clips.frames[50, 3] = np.inf
-    with pytest.raises(UserError, match=r"c1: the clip is NaN or Inf at frame 10"):
-        encode_clips(net, clips, np.arange(2), clips.offsets[:-1], np.array([40, 44]))
-    assert net.training
-
-
-@pytest.mark.parametrize("mixed", [False, True])
-def test_buckets_hold_every_clip_once_within_the_budget(mixed):
-    lengths = np.random.default_rng(0).integers(10, 49, 500) * 4
-    batches = buckets(lengths, 2000, mixed)
-    assert sorted(np.concatenate(batches)) == list(range(500))
-    for batch in batches:
-        assert lengths[batch].sum() <= 2000 and (np.diff(lengths[batch]) >= 0).all()
-        assert lengths[batch].sum() >= lengths[batch].max() * len(batch) / 1.05 if mixed else len(set(lengths[batch])) == 1
-    assert buckets(np.array([3000]), 2000)[0].tolist() == [0] and buckets(np.array([], int)) == []
-
-
-def test_few_clips_make_one_batch_and_not_one_for_each_length():
-    lengths = np.arange(40, 200, 4)
-    assert len(buckets(lengths)) == 1 and len(buckets(lengths, mixed=False)) == 40
+def test_every_metric_is_in_the_documentation():
+    text = (Path(__file__).parent.parent / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([a-z_0-9]+)`", text))
+    assert not [name for name in METRICS if name not in named]
 
 
 def test_metrics_equal_a_plain_loop_over_clips():
     net, clips = make_net().eval(), make_clips(LENGTHS)
-    result = evaluate_clips(net, clips, T2M, MEAN, STD, full=True)
+    result = evaluate_clips(net, clips, full=True)
     sums, frames, used = np.zeros(6), np.zeros(6), []
     for start, length in zip(clips.offsets, np.diff(clips.offsets)):
         if not 40 <= length < 200:
             continue
         x = torch.from_numpy(clips.frames[start:start + length // 4 * 4])[None]
         with torch.no_grad():
-            out, used = net(x)[0], used + net.encode(x)[0].tolist()
-        real, pred = (recover_from_ric(y * torch.tensor(STD) + torch.tensor(MEAN), 22)[0].double() * 1000 for y in (x, out))
+            out, codes = net(x)[0], net.encode(x)[0]
+        used += codes.tolist()
+        assert excess(net, x, codes)[1] > 1e-5  # no ties: the counts below hang on no last bit
+        real, pred = (recover_from_ric(y * torch.tensor(STD) + torch.tensor(MEAN), 22)[0].double() * 1000
+                      for y in (x, out))
         error = pred - real
         aligned = error - error[:, :1]
-        rows = (torch.nn.functional.smooth_l1_loss(out, x, reduction="none").mean(-1)[0], aligned.norm(dim=-1).mean(-1),
-                error.norm(dim=-1).mean(-1), error.diff(dim=0).norm(dim=-1).mean(-1), error.diff(n=2, dim=0).norm(dim=-1).mean(-1),
+        rows = (torch.nn.functional.smooth_l1_loss(out, x, reduction="none").mean(-1)[0],
+                aligned.norm(dim=-1).mean(-1),
+                error.norm(dim=-1).mean(-1), error.diff(dim=0).norm(dim=-1).mean(-1),
+                error.diff(n=2, dim=0).norm(dim=-1).mean(-1),
                 pred.diff(n=3, dim=0).norm(dim=-1).mean(-1))
         sums += [float(row.sum()) for row in rows]
         frames += [len(row) for row in rows]
@@ -138,9 +116,10 @@ def test_metrics_equal_a_plain_loop_over_clips():
 class Edited(torch.nn.Module):
     """A stand-in network whose reconstruction is an edit of its input: metrics of known motions."""
 
-    def __init__(self, edit):
+    def __init__(self, edit, spec=T2M, mean=MEAN):
         super().__init__()
         self.edit, self.down_t, self.nb_code, self.weight = edit, 2, 4, torch.nn.Parameter(torch.zeros(1))
+        self.spec, self.mean, self.std = spec, mean, np.ones(spec.width)
 
     def encode(self, x):
         self.x = x
@@ -158,7 +137,7 @@ def still(frames=48, contacts=1.0):
 
 
 def test_a_perfect_reconstruction_has_no_error():
-    result = evaluate_clips(Edited(lambda x: x), make_clips(LENGTHS), T2M, MEAN, STD, full=True)
+    result = evaluate_clips(Edited(lambda x: x), make_clips(LENGTHS), full=True)
     for name in ("recons", "mpjpe", "mpjpe_global", "velocity_error", "acceleration_error", "root_drift"):
         assert result[name] == 0
     assert result["pa_mpjpe"] < 1 and result["kinetic_frechet"] == pytest.approx(0, abs=1e-4)
@@ -170,14 +149,15 @@ def test_a_root_that_glides_skates_and_drifts():
     def glide(x):
         x[..., 1] = 0.05   # m/frame along x: 1 m/s
         return x
-    result = evaluate_clips(Edited(glide), still(), T2M, MEAN, STD, full=True)
+    result = evaluate_clips(Edited(glide), still(), full=True)
     assert result["mpjpe"] == pytest.approx(0, abs=1e-3)
     assert result["mpjpe_global"] == pytest.approx(50 * 47 / 2, rel=1e-4)
-    assert result["velocity_error"] == pytest.approx(50, rel=1e-4) and result["acceleration_error"] == pytest.approx(0, abs=1e-2)
+    assert result["velocity_error"] == pytest.approx(50, rel=1e-4)
+    assert result["acceleration_error"] == pytest.approx(0, abs=1e-2)
     assert result["root_drift"] == pytest.approx(50 * 47, rel=1e-4)
     assert (result["skating"], result["skating_real"], result["slide_real"]) == (1, 0, 0)
     assert result["slide"] == pytest.approx(50, rel=1e-4)
-    airborne = evaluate_clips(Edited(glide), still(contacts=0.0), T2M, MEAN, STD, full=True)
+    airborne = evaluate_clips(Edited(glide), still(contacts=0.0), full=True)
     assert airborne["skating"] == 0 and airborne["slide"] == 0
 
 
@@ -185,9 +165,10 @@ def test_a_sunken_foot_penetrates():
     def sink(x):
         x[..., 4 + 3 * (7 - 1) + 1] = -0.02   # the left ankle
         return x
-    result = evaluate_clips(Edited(sink), still(), T2M, MEAN, STD, full=True)
+    result = evaluate_clips(Edited(sink), still(), full=True)
     assert result["penetration"] == pytest.approx(20, rel=1e-4) and result["penetration_real"] == 0
-    assert result["joints"]["left_ankle"][1] == pytest.approx(20, rel=1e-4) and result["joints"]["head"][1] == 0
+    assert result["joints"]["left_ankle"][1] == pytest.approx(20, rel=1e-4)
+    assert result["joints"]["head"][1] == 0
     assert result["mpjpe_global"] == pytest.approx(20 / 22, rel=1e-4)
 
 
@@ -198,22 +179,26 @@ def test_millimetre_data_are_not_scaled_again():
     def raise_root(x):
         x[..., 3] += 7.0
         return x
-    clips = SimpleNamespace(names=["k"], frames=np.zeros((48, 251), np.float32), offsets=np.array([0, 48]), split="test")
-    result = evaluate_clips(Edited(raise_root), clips, KIT, mean, np.ones(251), full=True)
+    clips = SimpleNamespace(names=["k"], frames=np.zeros((48, 251), np.float32), offsets=np.array([0, 48]),
+                            split="test")
+    result = evaluate_clips(Edited(raise_root, KIT, mean), clips, full=True)
     assert result["root_drift"] == pytest.approx(7, rel=1e-4) and result["bits_per_second"] == 12.5 / 4 * 2
 
 
-def test_ranks_add_up_to_the_whole():
+def test_ranks_add_up_to_the_whole(monkeypatch):
     net, clips = make_net().eval(), make_clips(LENGTHS)
-    whole = evaluate_clips(net, clips, T2M, MEAN, STD, full=True, batch_frames=256)
-    shares = []
-    for rank in range(3):
-        seen = []
-        evaluate_clips(net, clips, T2M, MEAN, STD, full=True, batch_frames=256, rank=rank, world_size=3, reduce=lambda t, s=seen: s.append(t.clone()))
-        shares.append(seen)
-    totals = iter([sum(parts) for parts in zip(*shares)])
-    parts = evaluate_clips(net, clips, T2M, MEAN, STD, full=True, batch_frames=256, rank=0, world_size=3, reduce=lambda t: t.copy_(next(totals)))
-    assert parts == whole
+    whole = evaluate_clips(net, clips, full=True, batch_frames=256)
+    shares, results = in_ranks(monkeypatch, evaluate,
+                               lambda: evaluate_clips(net, clips, full=True, batch_frames=256))
+    assert results == [whole] * 3
+    filled = torch.stack([table.abs().sum(1) > 0 for table, _ in shares])
+    assert (filled.sum(0) == 1).all() and filled.any(1).all()  # each clip was measured by one rank
+
+
+def test_a_rank_without_a_batch_takes_part(monkeypatch):
+    net, clips = make_net().eval(), make_clips([64, 64])
+    whole = evaluate_clips(net, clips)
+    assert in_ranks(monkeypatch, evaluate, lambda: evaluate_clips(net, clips))[1] == [whole] * 3
 
 
 def test_it_leaves_network_modes_and_random_streams_as_they_were():
@@ -223,36 +208,35 @@ def test_it_leaves_network_modes_and_random_streams_as_they_were():
     modes = [module.training for module in net.modules()]
     before = {name: value.clone() for name, value in net.named_buffers()}
     streams = torch.get_rng_state(), np.random.get_state()[1].copy()
-    evaluate_clips(net, clips, T2M, MEAN, STD, full=True)
+    evaluate_clips(net, clips, full=True)
     assert [module.training for module in net.modules()] == modes
     assert all(torch.equal(value, before[name]) for name, value in net.named_buffers())
     assert torch.equal(torch.get_rng_state(), streams[0]) and (np.random.get_state()[1] == streams[1]).all()
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
     net(torch.randn(2, 64, 263))[0].sum().backward()  # still trains
 
 
 def test_a_nan_clip_and_a_nan_network_are_refused_by_name():
     net, clips = make_net().eval(), make_clips(LENGTHS)
     clips.frames[clips.offsets[3] + 17, 5] = np.nan
-    with pytest.raises(UserError, match=r"c3: the clip is NaN or Inf at frame 17"):
-        evaluate_clips(net, clips, T2M, MEAN, STD)
+    with pytest.raises(UserError, match="c3: frame 17 is NaN or Inf"):
+        evaluate_clips(net, clips)
     with torch.no_grad():
         net.vqvae.decoder.model[-1].bias[0] = np.nan
-    with pytest.raises(UserError, match=r"its reconstruction is NaN"):
-        evaluate_clips(net, make_clips([64]), T2M, MEAN, STD)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+    with pytest.raises(UserError, match="the reconstruction of c0: frame 0 is NaN"):
+        evaluate_clips(net, make_clips([64]))
 
 
 def test_bounds_and_a_split_without_a_clip():
     clips = make_clips(LENGTHS)
     assert len(select_clips(clips, T2M, max_frames=None)[0]) == 11
     assert len(select_clips(clips, KIT)[0]) == 11  # 24 frames are enough there
-    with pytest.raises(UserError, match=r"test: no clip to evaluate \(2 shorter than 40 frames\); expected clips of 40 frames or more"):
-        evaluate_clips(make_net(), make_clips([30, 20]), T2M, MEAN, STD)
+    with pytest.raises(UserError, match=r"test: no clip to evaluate \(2 shorter than 40 frames\)"):
+        evaluate_clips(make_net(), make_clips([30, 20]))
 
 
 def test_break_down_weighs_by_frames():
-    per_clip = {"a": dict(recons=1.0, mpjpe=10.0, mpjpe_global=0.0, frames=40), "b": dict(recons=4.0, mpjpe=40.0, mpjpe_global=0.0, frames=80)}
+    per_clip = {"a": dict(recons=1.0, mpjpe=10.0, mpjpe_global=0.0, frames=40),
+                "b": dict(recons=4.0, mpjpe=40.0, mpjpe_global=0.0, frames=80)}
     groups = break_down(per_clip, {"run": ["a"], "walk": ["a", "b", "gone"], "fly": ["gone"]})
     assert list(groups) == ["walk", "run"]
     assert groups["walk"] == dict(recons=3.0, mpjpe=30.0, mpjpe_global=0.0, clips=2, frames=120)
@@ -260,6 +244,6 @@ def test_break_down_weighs_by_frames():
 
 def test_a_folder_is_evaluated_as_it_is_read(data_root):
     clips = load_split(data_root, "all", T2M, MEAN, STD, cache=False)
-    result = evaluate_clips(make_net().eval(), clips, T2M, MEAN, STD)
+    result = evaluate_clips(make_net().eval(), clips)
     assert result["clips"] == 7 and list(result["skipped"]) == ["shorter than 40 frames"]
     assert set(result["per_clip"]) == set(clips.names) - {"000004"}

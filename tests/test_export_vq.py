@@ -16,10 +16,9 @@ from PIL import Image
 
 import eval_vq
 import tokenize_vq
-from export_vq import main
-from models.loading import load_checkpoint
+from export_vq import main, parse_args
 from models.vqvae import NET_ARGS, HumanVQVAE
-from options.option_vq import eval_args, export_args, tokenize_args
+from tests.helpers import save_small_net
 from tests.test_draw import dance
 from utils.motion_process import extract_features
 from utils.motion_spec import T2M
@@ -27,8 +26,17 @@ from utils.motion_spec import T2M
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, data_root):
+    return save_small_net(tmp_path_factory.mktemp("net") / "net_last.pth", data_root)
+
+
+def read(path):
+    return torch.load(path, weights_only=True)
+
+
 def export(*argv):
-    return main(export_args([*map(str, argv)]))
+    return main(parse_args([*map(str, argv)]))
 
 
 def refused(capsys, *argv):
@@ -43,7 +51,8 @@ def refused(capsys, *argv):
 
 def make_net(quantizer="ema_reset", act="relu", norm=None, down_t=2, dataname="t2m"):
     torch.manual_seed(0)
-    net = HumanVQVAE(SimpleNamespace(dataname=dataname, quantizer=quantizer, mu=0.99, beta=1.0), 16, 32, 32, down_t, 2, 32, 2, 3, act, norm)
+    net = HumanVQVAE(SimpleNamespace(dataname=dataname, quantizer=quantizer, mu=0.99, beta=1.0), 16, 32, 32,
+                     down_t, 2, 32, 2, 3, act, norm)
     net(torch.randn(4, 64, net.spec.width))
     return net.eval()
 
@@ -54,47 +63,55 @@ def save(net, path, **content):
 
 
 def same(a, b):
-    return a.keys() == b.keys() and all(a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]) for name in a)
+    return a.keys() == b.keys() and all(a[name].dtype == b[name].dtype and torch.equal(a[name], b[name])
+                                        for name in a)
 
 
-def test_the_pair_and_back_is_bit_exact(trained, tmp_path, capsys):
-    assert export("--resume-pth", trained / "net_last.pth", "--out", tmp_path / "model") == 0
-    assert export("--resume-pth", tmp_path / "model", "--to-pth", tmp_path / "net.pth") == 0
-    before, after = load_checkpoint(trained / "net_last.pth"), torch.load(tmp_path / "net.pth", weights_only=True)
+def test_the_pair_and_back_is_bit_exact(checkpoint, tmp_path, capsys):
+    assert export(checkpoint, "--out", tmp_path / "model") == 0
+    assert export(tmp_path / "model", "--to-pth", tmp_path / "net.pth") == 0
+    before, after = read(checkpoint), read(tmp_path / "net.pth")
     assert same(before["net"], after["net"]) and before["iter"] == after["iter"]
-    assert same({name: before[name] for name in ("mean", "std")}, {name: after[name] for name in ("mean", "std")})
-    assert {name: before["args"][name] for name in NET_ARGS} == {name: after["args"][name] for name in NET_ARGS}
-    upstream = HumanVQVAE(SimpleNamespace(dataname="t2m", quantizer="ema_reset", mu=0.99, beta=1.0), 16, 32, 32, 2, 2, 32, 2, 3, "relu", None)
+    assert same({name: before[name] for name in ("mean", "std")},
+                {name: after[name] for name in ("mean", "std")})
+    assert {name: before["args"][name] for name in NET_ARGS} == {name: after["args"][name]
+                                                                 for name in NET_ARGS}
+    upstream = HumanVQVAE(SimpleNamespace(dataname="t2m", quantizer="ema_reset", mu=0.99, beta=1.0), 16, 32,
+                          32, 2, 2, 32, 2, 3, "relu", None)
     upstream.load_state_dict(after["net"], strict=True)
-    export("--resume-pth", tmp_path / "net.pth", "--out", tmp_path / "again")
+    export(tmp_path / "net.pth", "--out", tmp_path / "again")
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "model" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "model", "net.pth"]
-    for path, words in (("net.pth", "is there already"), ("gone/net.pth", "cannot be written")):
-        assert words in refused(capsys, "--resume-pth", tmp_path / "model", "--to-pth", tmp_path / path)
+    for path, words in (("net.pth", "is there already"), ("net.pth/net.pth", "cannot be written")):
+        assert words in refused(capsys, tmp_path / "model", "--to-pth", tmp_path / path)
 
 
-def test_the_config_says_what_the_net_is_and_nothing_of_the_machine(trained, tmp_path):
-    export("--resume-pth", trained / "net_last.pth", "--out", tmp_path)
-    config, checkpoint = json.loads((tmp_path / "config.json").read_text()), load_checkpoint(trained / "net_last.pth")
-    assert (config["dataname"], config["fps"], config["unit_length"], config["iteration"], config["format_version"]) == ("t2m", 20.0, 4, 15, 1)
-    assert config["mean"] == checkpoint["mean"].tolist() and config["std"] == checkpoint["std"].tolist()
+def test_the_config_says_what_the_net_is_and_nothing_of_the_machine(checkpoint, tmp_path):
+    export(checkpoint, "--out", tmp_path)
+    config, saved = json.loads((tmp_path / "config.json").read_text()), read(checkpoint)
+    assert (config["dataname"], config["fps"], config["unit_length"], config["iteration"],
+            config["format_version"]) == ("t2m", 20.0, 4, 15, 1)
+    assert config["mean"] == saved["mean"].tolist() and config["std"] == saved["std"].tolist()
     assert set(config["args"]) == {*NET_ARGS, "recons_loss"}
-    assert str(trained.parent) not in (tmp_path / "config.json").read_text()
+    assert str(checkpoint.parent) not in (tmp_path / "config.json").read_text()
     from safetensors import safe_open
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
-        assert set(file.keys()) == set(checkpoint["net"])
+        assert set(file.keys()) == set(saved["net"])
 
 
-@pytest.mark.parametrize("net", [dict(quantizer="orig", act="gelu", norm="GN"), dict(norm="BN", down_t=3), dict(dataname="kit", norm="LN")])
+@pytest.mark.parametrize("net", [dict(quantizer="orig", act="gelu", norm="GN"), dict(norm="BN", down_t=3),
+                                 dict(dataname="kit", norm="LN")])
 def test_every_kind_of_net_comes_back(net, tmp_path):
     net = make_net(**net)
-    args = dict(dataname=net.spec.name, quantizer=net.vqvae.quant, mu=0.99, beta=1.0, nb_code=16, code_dim=32, output_emb_width=32, down_t=net.down_t,
-                stride_t=2, width=32, depth=2, dilation_growth_rate=3, vq_act="gelu" if net.vqvae.quant == "orig" else "relu",
+    args = dict(dataname=net.spec.name, quantizer=net.vqvae.quant, mu=0.99, beta=1.0, nb_code=16, code_dim=32,
+                output_emb_width=32, down_t=net.down_t,
+                stride_t=2, width=32, depth=2, dilation_growth_rate=3, vq_act="gelu"
+                if net.vqvae.quant == "orig" else "relu",
                 vq_norm="GN" if net.vqvae.quant == "orig" else "LN" if net.spec.name == "kit" else "BN")
     mean, std = np.random.default_rng(0).uniform(0.1, 1, (2, net.spec.width))  # all digits of a float64 count
     save(net, tmp_path / "net.pth", args=args, mean=torch.from_numpy(mean), std=torch.from_numpy(std))
-    export("--resume-pth", tmp_path / "net.pth", "--out", tmp_path / "model")
+    export(tmp_path / "net.pth", "--out", tmp_path / "model")
     x = torch.randn(2, 64, net.spec.width)
     with torch.no_grad():
         for path in (tmp_path / "model", tmp_path / "model" / "model.safetensors"):
@@ -103,44 +120,58 @@ def test_every_kind_of_net_comes_back(net, tmp_path):
             assert (back.mean == mean).all() and (back.std == std).all()
 
 
-def test_evaluation_and_tokenizing_take_the_pair(trained, data_root, tmp_path):
-    export("--resume-pth", trained / "net_last.pth", "--out", tmp_path / "model")
+def test_evaluation_and_tokenizing_take_the_pair(checkpoint, data_root, tmp_path):
+    export(checkpoint, "--out", tmp_path / "model")
     results, codes = [], []
-    for path in (trained / "net_last.pth", tmp_path / "model", tmp_path / "model" / "model.safetensors"):
+    for path in (checkpoint, tmp_path / "model", tmp_path / "model" / "model.safetensors"):
         out = tmp_path / f"{len(results)}"
-        eval_vq.main(eval_args([str(path), "--data-root", str(data_root), "--device", "cpu", "--glove-dir", "nowhere", "--out-json", f"{out}.json"]))
+        flags = [str(path), "--data-root", str(data_root), "--device", "cpu"]
+        eval_vq.main(eval_vq.parse_args([*flags, "--glove-dir", "nowhere", "--out-json", f"{out}.json"]))
         results.append(json.loads(Path(f"{out}.json").read_text())["metrics"])
-        tokenize_vq.main(tokenize_args(["--resume-pth", str(path), "--data-root", str(data_root), "--out", str(out), "--packed"]))
-        codes.append((out / "codes.npy").read_bytes())
+        tokenize_vq.main(tokenize_vq.parse_args([*flags, "--out", str(out)]))
+        codes.append([file.read_bytes() for file in sorted(out.glob("*.npy"))])
     assert results[0] == results[1] == results[2] and codes[0] == codes[1] == codes[2]
-    eval_vq.main(eval_args([str(tmp_path / "model"), "--data-root", str(data_root), "--device", "cpu", "--glove-dir", "nowhere"]))
+    flags = [str(tmp_path / "model"), "--data-root", str(data_root), "--device", "cpu", "--glove-dir",
+             "nowhere"]
+    eval_vq.main(eval_vq.parse_args(flags))
     assert (tmp_path / "model" / "eval_test.json").exists()  # beside the weights
     # codes of the one decode with the other: the weights are the same
-    tokenize_vq.main(tokenize_args(["--resume-pth", str(trained / "net_last.pth"), "--decode", str(tmp_path / "2"), "--out", str(tmp_path / "motion"),
-                                    "--to", "joints"]))
+    tokenize_vq.main(tokenize_vq.parse_args([str(checkpoint), "--decode", str(tmp_path / "2"), "--out",
+                                             str(tmp_path / "motion"), "--to", "joints"]))
 
 
 def test_statistics_for_a_file_that_carries_none(data_root, tmp_path, capsys):
     save(make_net(), tmp_path / "upstream.pth")
-    export("--resume-pth", tmp_path / "upstream.pth", "--out", tmp_path / "bare")
-    assert HumanVQVAE.from_checkpoint(tmp_path / "bare").mean is None and "no mean and std" in capsys.readouterr().out
-    export("--resume-pth", tmp_path / "upstream.pth", "--out", tmp_path / "model", "--meta-dir", data_root)
-    np.testing.assert_array_equal(HumanVQVAE.from_checkpoint(tmp_path / "model").std, np.load(data_root / "Std.npy").astype(float))
-    assert "carries its own" in refused(capsys, "--resume-pth", tmp_path / "model", "--out", tmp_path / "x", "--meta-dir", data_root)
-    assert "name their folder with --meta-dir" in refused(capsys, "--resume-pth", tmp_path / "upstream.pth", "--out", tmp_path / "y", "--onnx")
+    export(tmp_path / "upstream.pth", "--out", tmp_path / "bare")
+    assert HumanVQVAE.from_checkpoint(tmp_path / "bare").mean is None
+    assert "no mean and std" in capsys.readouterr().out
+    export(tmp_path / "upstream.pth", "--out", tmp_path / "model", "--meta-dir", data_root)
+    np.testing.assert_array_equal(HumanVQVAE.from_checkpoint(tmp_path / "model").std,
+                                  np.load(data_root / "Std.npy").astype(float))
+    assert "carries its own" in refused(capsys, tmp_path / "model", "--out", tmp_path / "x", "--meta-dir",
+                                        data_root)
+    assert "name their folder with --meta-dir" in refused(capsys, tmp_path / "upstream.pth", "--out",
+                                                          tmp_path / "y", "--onnx")
     assert not (tmp_path / "y").exists()
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert "file: is a file; name a folder" in refused(capsys, tmp_path / "upstream.pth", "--out", out)
+    assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_damage_to_the_pair_is_named(trained, tmp_path, capsys, monkeypatch):
-    export("--resume-pth", trained / "net_last.pth", "--out", tmp_path / "whole")
+def test_damage_to_the_pair_is_named(checkpoint, tmp_path, capsys, monkeypatch):
+    export(checkpoint, "--out", tmp_path / "whole")
 
     def broken(name, change):
         folder = Path(shutil.copytree(tmp_path / "whole", tmp_path / name))
         change(folder)
-        return refused(capsys, "--resume-pth", folder, "--to-pth", tmp_path / "x.pth")
+        return refused(capsys, folder, "--to-pth", tmp_path / "x.pth")
 
     def edit(**changes):
-        return lambda folder: (folder / "config.json").write_text(json.dumps({**json.loads((folder / "config.json").read_text()), **changes}))
+        def change(folder):
+            config = json.loads((folder / "config.json").read_text())
+            (folder / "config.json").write_text(json.dumps({**config, **changes}))
+        return change
 
     def flip(folder):
         data = bytearray((folder / "model.safetensors").read_bytes())
@@ -148,30 +179,36 @@ def test_damage_to_the_pair_is_named(trained, tmp_path, capsys, monkeypatch):
         (folder / "model.safetensors").write_bytes(data)
 
     assert "SHA-256 mismatch" in broken("flipped", flip)
-    assert "no config.json of this project" in broken("alone", lambda folder: (folder / "config.json").unlink())
-    assert "no config.json of this project" in broken("other", lambda folder: (folder / "config.json").write_text('{"model_type": "bert"}'))
+    alone = broken("alone", lambda folder: (folder / "config.json").unlink())
+    other = broken("other", lambda folder: (folder / "config.json").write_text('{"model_type": "bert"}'))
+    assert "no config.json of this project" in alone and "no config.json of this project" in other
     assert "format version 2, expected 1" in broken("newer", edit(format_version=2))
     assert "config.json is damaged" in broken("edited", edit(mean="x"))
-    assert "folder without model.safetensors" in broken("empty", lambda folder: (folder / "model.safetensors").unlink())
-    assert "of something else" in refused(capsys, "--resume-pth", trained / "net_last.pth", "--out", tmp_path / "other")
+    empty = broken("empty", lambda folder: (folder / "model.safetensors").unlink())
+    assert "folder without model.safetensors" in empty
+    assert "of something else" in refused(capsys, checkpoint, "--out", tmp_path / "other")
     monkeypatch.setitem(sys.modules, "safetensors", None)
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    assert "pip install safetensors" in refused(capsys, "--resume-pth", tmp_path / "whole", "--to-pth", tmp_path / "x.pth")
+    assert "pip install safetensors" in refused(capsys, tmp_path / "whole", "--to-pth", tmp_path / "x.pth")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    assert "--onnx needs onnxscript" in refused(capsys, "--resume-pth", trained / "net_last.pth", "--out", tmp_path / "z", "--onnx")
+    assert "--onnx needs onnxscript" in refused(capsys, checkpoint, "--out", tmp_path / "z", "--onnx")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [dict(), dict(quantizer="orig", act="gelu", norm="GN", down_t=1)], ids=["published", "other"])
+@pytest.mark.parametrize("kind", [dict(), dict(quantizer="orig", act="gelu", norm="GN", down_t=1)],
+                         ids=["published", "other"])
 def test_onnx_gives_torchs_codes_and_features_at_any_length(kind, tmp_path):
     net, folder, rng = make_net(**kind), tmp_path / "model", np.random.default_rng(0)
     net.mean, net.std = rng.normal(0, 1, 263), rng.uniform(0.5, 2, 263)
-    args = dict(dataname="t2m", quantizer=net.vqvae.quant, vq_act=kind.get("act", "relu"), vq_norm=kind.get("norm"))
-    save(net, tmp_path / "net.pth", args=args, iter=7, mean=torch.from_numpy(net.mean), std=torch.from_numpy(net.std))
-    export("--resume-pth", tmp_path / "net.pth", "--out", folder, "--onnx")
-    encoder, decoder = (onnxruntime.InferenceSession(folder / f"{name}.onnx") for name in ("encoder", "decoder"))
+    args = dict(dataname="t2m", quantizer=net.vqvae.quant, vq_act=kind.get("act", "relu"),
+                vq_norm=kind.get("norm"))
+    save(net, tmp_path / "net.pth", args=args, iter=7, mean=torch.from_numpy(net.mean),
+         std=torch.from_numpy(net.std))
+    export(tmp_path / "net.pth", "--out", folder, "--onnx")
+    encoder, decoder = (onnxruntime.InferenceSession(folder / f"{name}.onnx")
+                        for name in ("encoder", "decoder"))
     unit = 2 ** net.down_t
-    for clips, frames in ((1, 4), (1, 5), (3, 64), (2, 43), (1, 196), (5, 8), (1, 1000)):
+    for clips, frames in ((1, 4), (1, 5), (2, 43), (5, 8), (1, 500)):
         raw = (rng.normal(0, 1, (clips, frames, 263)) * net.std + net.mean).astype(np.float32)
         x = torch.from_numpy((raw[:, :frames // unit * unit] - net.mean) / net.std).float()
         codes, = encoder.run(None, {"features": raw})
@@ -182,9 +219,13 @@ def test_onnx_gives_torchs_codes_and_features_at_any_length(kind, tmp_path):
         best = distance.topk(2, largest=False).values
         differ = codes != net.encode(x).numpy()
         assert codes.dtype == np.int64 and codes.shape == (clips, frames // unit)
-        assert not differ[(best[..., 1] - best[..., 0] > 1e-5).numpy()].any() and differ.mean() < 0.01  # ties may fall either way
+        assert not differ[(best[..., 1] - best[..., 0] > 1e-5).numpy()].any()
+        assert differ.mean() < 0.01
         features, = decoder.run(None, {"codes": codes})
         assert features.dtype == np.float32 and np.abs(features - expected).max() < 1e-4
+    for wrong in (-1, net.nb_code):  # an index from the end is none of the codebook
+        with pytest.raises(Exception, match="out of data bounds"):
+            decoder.run(None, {"codes": np.array([[0, wrong, 1]])})
     raw = np.random.default_rng(1).normal(0, 1, (1, 8 * unit + unit - 1, 263)).astype(np.float32)
     codes, = encoder.run(None, {"features": raw})
     raw[:, 8 * unit:] = 1e4  # frames past the last whole code do not matter
@@ -193,10 +234,13 @@ def test_onnx_gives_torchs_codes_and_features_at_any_length(kind, tmp_path):
         model = onnx.load(folder / f"{name}.onnx")
         onnx.checker.check_model(model)
         about = {entry.key: entry.value for entry in model.metadata_props}
-        assert about["features"].startswith("raw") and about["fps"] == "20.0" and about["unit_length"] == str(unit)
+        assert about["features"].startswith("raw")
+        assert about["fps"] == "20.0"
+        assert about["unit_length"] == str(unit)
         assert about["iteration"] == "7" and about["nb_code"] == "16" and about["dataname"] == "t2m"
         data = (folder / f"{name}.onnx").read_bytes()
-        assert not any(str(path).encode() in data for path in (ROOT, Path(torch.__file__).parent)) and b"stack_trace" not in data
+        assert not any(str(path).encode() in data
+                       for path in (ROOT, Path(torch.__file__).parent)) and b"stack_trace" not in data
 
 
 def test_clips_of_a_data_folder_become_animations(tmp_path, capsys):
@@ -206,46 +250,58 @@ def test_clips_of_a_data_folder_become_animations(tmp_path, capsys):
     np.save(tmp_path / "clips" / "a.npy", features)
     np.save(tmp_path / "b.npy", joints)
     for kind in ("joints", "gif", "bvh"):
-        assert export("--clips", tmp_path / "clips", tmp_path / "b.npy", "--to", kind, "--out", tmp_path / "out") == 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"{name}.{kind}" for name in "ab" for kind in ("bvh", "gif", "npy")]
+        assert export("--clips", tmp_path / "clips", tmp_path / "b.npy", "--to", kind, "--out",
+                      tmp_path / "out") == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"{name}.{kind}" for name in "ab"
+                                                                          for kind in ("bvh", "gif", "npy")]
     np.testing.assert_allclose(np.load(tmp_path / "out" / "b.npy"), joints, atol=1e-6)
     assert Image.open(tmp_path / "out" / "a.gif").n_frames == 29
     for name in "ab":
-        written, tree = np.load(tmp_path / "out" / f"{name}.npy"), bvhio.readAsHierarchy(str(tmp_path / "out" / f"{name}.bvh"))
+        written = np.load(tmp_path / "out" / f"{name}.npy")
+        tree = bvhio.readAsHierarchy(str(tmp_path / "out" / f"{name}.bvh"))
         by_name = {joint.Name: joint for joint, _, _ in tree.layout()}
         tree.loadPose(17)
         read = np.array([tuple(by_name[joint].PositionWorld) for joint in T2M.joint_names]) / 100
-        assert np.linalg.norm(read - written[17], axis=-1).max() < 1e-3  # a clip's bones are rigid: within a millimetre of its own joints
-    assert "and 1 more of the 2 files to write are there" in refused(capsys, "--clips", tmp_path / "clips", tmp_path / "b.npy", "--to", "gif",
+        assert np.linalg.norm(read - written[17],
+                              axis=-1).max() < 1e-3  # a clip's bones are rigid
+    assert "is there already (2 of 2 files are)" in refused(capsys, "--clips", tmp_path / "clips",
+                                                            tmp_path / "b.npy", "--to", "gif",
                                                                      "--out", tmp_path / "out")
     export("--clips", tmp_path / "clips", "--to", "gif", "--out", tmp_path / "out", "--overwrite")
-    assert "replace what it is made of" in refused(capsys, "--clips", tmp_path / "b.npy", "--to", "joints", "--out", tmp_path, "--overwrite")
+    assert "replace what it is made of" in refused(capsys, "--clips", tmp_path / "b.npy", "--to", "joints",
+                                                   "--out", tmp_path, "--overwrite")
     np.save(tmp_path / "c.npy", features[:, :100])
-    assert "float32 of shape (29, 100); expected float features (T, 263)" in refused(capsys, "--clips", tmp_path / "c.npy", "--to", "bvh", "--out",
+    assert "float32 of shape (29, 100); expected float features (T, 263)" in refused(capsys, "--clips",
+                                                                                     tmp_path / "c.npy",
+                                                                                     "--to", "bvh", "--out",
                                                                                       tmp_path / "out")
     features[3] = np.nan
     np.save(tmp_path / "c.npy", features)
-    assert "frame 3 is NaN" in refused(capsys, "--clips", tmp_path / "c.npy", "--to", "bvh", "--out", tmp_path / "out")
+    assert "frame 3 is NaN" in refused(capsys, "--clips", tmp_path / "c.npy", "--to", "bvh", "--out",
+                                       tmp_path / "out")
 
 
 @pytest.mark.parametrize(("flags", "words"), [
-    ("--out x", "give a checkpoint"),
+    ("--out x", "give one checkpoint, or clips"),
+    ("n.pth m.pth --out x", "give one checkpoint, or clips"),
     ("--resume-pth n.pth", "name what to write"),
-    ("--resume-pth n.pth --out x --to-pth y.pth", "name what to write"),
-    ("--resume-pth n.pth --to-pth y.pth --onnx", "give --onnx with --out"),
-    ("--resume-pth n.pth --out x --to bvh", "only with --clips"),
-    ("--resume-pth n.pth --clips a.npy --to bvh --out x", "one of them"),
-    ("--clips a.npy --out x", "--to bvh, joints or gif"),
-    ("--clips a.npy --to bvh --out x --onnx", "only on a checkpoint"),
+    ("n.pth --out x --to-pth y.pth", "name what to write"),
+    ("n.pth --to-pth y.pth --onnx", "give --onnx with --out"),
+    ("n.pth --out x --to bvh", "come together"),
+    ("n.pth --clips a.npy --to bvh --out x", "give one checkpoint, or clips"),
+    ("--clips a.npy --out x", "come together"),
+    ("--clips a.npy --to bvh --out x --onnx", "need a checkpoint"),
 ])
 def test_flags_that_cannot_work(flags, words, capsys):
     with pytest.raises(SystemExit) as stop:
-        export_args(flags.split())
+        parse_args(flags.split())
     error = capsys.readouterr().err
     assert stop.value.code == 2 and words in error and error.count("\n") == 1
 
 
-def test_the_command_itself(trained, tmp_path):
-    command = [sys.executable, "export_vq.py", "--resume-pth", str(trained / "net_last.pth"), "--out", str(tmp_path / "model")]
+@pytest.mark.slow
+def test_the_command_itself(checkpoint, tmp_path):
+    command = [sys.executable, "export_vq.py", "--resume-pth", str(checkpoint), "--out",
+               str(tmp_path / "model")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "wrote model.safetensors and config.json" in done.stdout and not done.stderr

@@ -1,5 +1,4 @@
-"""Codes for a second stage as their users meet them: written, read the way T2M-GPT reads them, and decoded back."""
-import hashlib
+"""Codes for a second stage as users meet them: written, read as T2M-GPT reads them, and decoded back."""
 import json
 import shutil
 import subprocess
@@ -15,9 +14,8 @@ from PIL import Image
 
 from export.bvh import solve_skeleton
 from models.vqvae import HumanVQVAE
-from options.option_vq import tokenize_args
-from tests.helpers import make_clip, make_dataset
-from tokenize_vq import main
+from tests.helpers import excess, make_clip, make_dataset, save_small_net
+from tokenize_vq import main, parse_args
 from utils.motion_process import recover_from_ric
 
 ROOT = Path(__file__).parent.parent
@@ -25,8 +23,8 @@ LENGTHS = (80, 101, 64, 70, 30, 90, 66, 75)  # of the small set
 
 
 @pytest.fixture(scope="module")
-def checkpoint(trained):
-    return trained / "net_last.pth"
+def checkpoint(tmp_path_factory, data_root):
+    return save_small_net(tmp_path_factory.mktemp("net") / "net_last.pth", data_root)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +46,7 @@ def tokens(checkpoint, data, tmp_path_factory):
 
 
 def tokenize(checkpoint, *argv):
-    return main(tokenize_args(["--resume-pth", str(checkpoint), "--device", "cpu", *map(str, argv)]))
+    return main(parse_args([str(checkpoint), "--device", "cpu", *map(str, argv)]))
 
 
 def refused(capsys, *argv):
@@ -65,36 +63,34 @@ def manifest_of(folder):
     return json.loads((folder / "manifest.json").read_text())
 
 
-def alone(net, data, name):
-    """A clip's codes from the net itself, without any batching."""
-    clip = np.load(data / "new_joint_vecs" / f"{name}.npy")
-    x = torch.from_numpy(((clip - net.mean) / net.std).astype(np.float32))[None, :len(clip) // 4 * 4]
-    with torch.no_grad():
-        return net.encode(x)[0].numpy()
-
-
 def test_every_clip_gets_its_own_codes_whatever_shared_its_batch(tokens, net, data):
     names = (data / "all.txt").read_text().split()
-    assert sorted(path.stem for path in tokens.glob("*.npy")) == sorted(names) == (tokens / "clips.txt").read_text().split()
+    assert sorted(path.stem for path in tokens.glob("*.npy")) == sorted(names)
+    assert (tokens / "clips.txt").read_text().split() == names
     for name, frames in zip(names, LENGTHS):
         codes = np.load(tokens / f"{name}.npy")
         assert codes.dtype == np.int64 and codes.shape == (1, frames // 4)
-        np.testing.assert_array_equal(codes[0], alone(net, data, name))
+        clip = np.load(data / "new_joint_vecs" / f"{name}.npy")[:frames // 4 * 4]
+        x = torch.from_numpy(((clip - net.mean) / net.std).astype(np.float32))[None]
+        assert excess(net, x, codes[0])[0] < 1e-5
 
 
 def test_the_manifest_says_what_the_numbers_are(tokens, checkpoint):
     manifest = manifest_of(tokens)
     rows = np.concatenate([np.load(path)[0] for path in tokens.glob("*.npy")])
-    expected = dict(checkpoint="net_last.pth", checkpoint_sha256=hashlib.sha256(checkpoint.read_bytes()).hexdigest(), iteration=15,
-                    quantizer="ema_reset", nb_code=16, code_dim=32, fps=20.0, unit_length=4, dataname="t2m", statistics="data set", splits=["all"],
-                    clips=8, codes=len(rows), frames=4 * len(rows), codes_used=len(set(rows)), end_token=16, pad_token=17, complete=True,
-                    layout="clips", skipped={})
+    expected = dict(checkpoint="net_last.pth", iteration=15, quantizer="ema_reset", nb_code=16, code_dim=32,
+                    fps=20.0,
+                    unit_length=4, dataname="t2m", statistics="data set", splits=["all"], clips=8,
+                    codes=len(rows),
+                    frames=4 * len(rows), codes_used=len(set(rows)), end_token=16, pad_token=17,
+                    complete=True,
+                    rows=1, skipped={})
     assert {name: manifest[name] for name in expected} == expected
     assert str(checkpoint.parent) not in json.dumps(manifest)
 
 
 def test_stage_two_reads_the_files_and_decodes_with_the_checkpoint(tokens, checkpoint):
-    """T2M-GPT's second stage: rows of ID.npy, tags in seconds cut out of them, and its own net loaded strictly."""
+    """T2M-GPT's second stage: rows of ID.npy, times cut out of them, its own net loaded strictly."""
     fps, unit_length = 20, 4
     token_lists, tags = {}, {"000000": (0.0, 0.0), "000001": (1.0, 3.5), "000005": (0.4, 2.0)}
     for name in (tokens / "clips.txt").read_text().splitlines():
@@ -103,7 +99,8 @@ def test_stage_two_reads_the_files_and_decodes_with_the_checkpoint(tokens, check
         if begin == end == 0.0:
             token_lists[name] = token_list
         else:
-            token_lists[name] = [row[int(begin * fps / unit_length):int(end * fps / unit_length)] for row in token_list]
+            token_lists[name] = [row[int(begin * fps / unit_length):int(end * fps / unit_length)]
+                                 for row in token_list]
     assert [len(token_lists[name][0]) for name in tags] == [20, 12, 8]  # 5…17 and 2…10
     args = SimpleNamespace(dataname="t2m", quantizer="ema_reset", mu=0.99, beta=1.0)
     net = HumanVQVAE(args, 16, 32, 32, 2, 2, 32, 2, 3, "relu", None)
@@ -111,21 +108,10 @@ def test_stage_two_reads_the_files_and_decodes_with_the_checkpoint(tokens, check
     net.eval()
     for rows in token_lists.values():
         row = torch.from_numpy(np.asarray(rows[0])).long()
-        batch = torch.cat([row, torch.tensor([net.nb_code])])  # the end token is appended as an int64 of its own
+        batch = torch.cat([row, torch.tensor([net.nb_code])])  # the end token is appended
         assert batch.dtype == torch.int64 and row.max() < net.nb_code
         with torch.no_grad():
             assert net.forward_decoder(row).shape == (1, 4 * len(row), 263)
-
-
-def test_packed_holds_the_same_rows_mapped_from_the_disk(tokens, checkpoint, data, tmp_path):
-    tokenize(checkpoint, "--data-root", data, "--out", tmp_path / "packed", "--packed")
-    codes, offsets = (np.load(tmp_path / "packed" / f"{name}.npy", mmap_mode="r") for name in ("codes", "offsets"))
-    names = (tmp_path / "packed" / "clips.txt").read_text().split()
-    assert isinstance(codes, np.memmap) and codes.dtype == offsets.dtype == np.int64 and len(offsets) == len(names) + 1
-    for name, begin, end in zip(names, offsets, offsets[1:]):
-        np.testing.assert_array_equal(codes[begin:end], np.load(tokens / f"{name}.npy")[0])
-    before, after = manifest_of(tokens), manifest_of(tmp_path / "packed")
-    assert after.pop("layout") == "packed" and before.pop("layout") == "clips" and before == after
 
 
 def test_which_clips_are_taken(checkpoint, data, tmp_path, capsys):
@@ -137,15 +123,18 @@ def test_which_clips_are_taken(checkpoint, data, tmp_path, capsys):
     assert "skipped 1 (shorter than 4 frames): short" in capsys.readouterr().out
     assert manifest_of(tmp_path / "a")["skipped"] == {"shorter than 4 frames": ["short"]}
     # several splits, each clip once, and T2M-GPT's bounds
-    tokenize(checkpoint, "--data-root", root, "--out", tmp_path / "b", "--split", "train", "all", "--min-frames", "40", "--max-frames", "101")
-    assert (tmp_path / "b" / "clips.txt").read_text().split() == ["000000", "000002", "000003", "000005", "000006", "000007"]
+    tokenize(checkpoint, "--data-root", root, "--out", tmp_path / "b", "--split", "train", "all",
+             "--min-frames", "40", "--max-frames", "101")
+    assert (tmp_path / "b" / "clips.txt").read_text().split() == ["000000", "000002", "000003", "000005",
+                                                                  "000006", "000007"]
     skipped = {"shorter than 40 frames": ["000004", "short"], "101 frames or longer": ["000001"]}
     assert manifest_of(tmp_path / "b")["skipped"] == skipped
     # no all.txt: train, val and test, which here share clips
     (root / "all.txt").unlink()
     tokenize(checkpoint, "--data-root", root, "--out", tmp_path / "c")
     assert manifest_of(tmp_path / "c")["splits"] == ["train", "val", "test"]
-    assert (tmp_path / "c" / "clips.txt").read_text().split() == ["000000", "000004", "000001", "000006", "000007"]
+    assert (tmp_path / "c" / "clips.txt").read_text().split() == ["000000", "000004", "000001", "000006",
+                                                                  "000007"]
 
 
 def test_long_rows_are_pointed_out_and_bad_clips_named(checkpoint, data, tmp_path, capsys):
@@ -154,11 +143,13 @@ def test_long_rows_are_pointed_out_and_bad_clips_named(checkpoint, data, tmp_pat
     clip = np.load(root / "new_joint_vecs" / "000003.npy")
     clip[7, 5] = np.nan
     np.save(root / "new_joint_vecs" / "000003.npy", clip)
-    assert "000003.npy: frame 7 is NaN" in refused(capsys, checkpoint, "--data-root", root, "--out", tmp_path / "a")
+    assert "000003.npy: frame 7 is NaN" in refused(capsys, checkpoint, "--data-root", root, "--out",
+                                                   tmp_path / "a")
     tokenize(checkpoint, "--data-root", root, "--out", tmp_path / "a", "--skip-bad-clips")
     printed = capsys.readouterr().out
     assert "1 of 7 rows" in printed and "skipped 1 (cannot be used)" in printed
-    assert not (tmp_path / "a" / "000003.npy").exists() and "frame 7 is NaN" in manifest_of(tmp_path / "a")["skipped"]["cannot be used"][0]
+    assert not (tmp_path / "a" / "000003.npy").exists()
+    assert "frame 7 is NaN" in manifest_of(tmp_path / "a")["skipped"]["cannot be used"][0]
 
 
 def test_running_again_replaces_its_own_files_and_nothing_else(checkpoint, data, tokens, tmp_path, capsys):
@@ -167,25 +158,23 @@ def test_running_again_replaces_its_own_files_and_nothing_else(checkpoint, data,
     (out / "000001.npy").write_bytes(b"damaged")
     (out / "000002.npy.123.tmp").write_bytes(b"of a killed run")
     tokenize(checkpoint, "--data-root", data, "--out", out, "--split", "val", "train")
-    assert np.load(out / "000001.npy").shape == (1, 25) and (out / "notes.txt").read_text() == "mine" and not list(out.glob("*.tmp"))
+    assert np.load(out / "000001.npy").shape == (1, 25)
+    assert (out / "notes.txt").read_text() == "mine"
+    assert not list(out.glob("*.tmp"))
     tokenize(checkpoint, "--data-root", data, "--out", out, "--split", "val")
-    assert sorted(path.name for path in out.iterdir()) == ["000006.npy", "000007.npy", "clips.txt", "manifest.json", "notes.txt"]
-    np.save(out / "000000.npy", np.zeros(3))  # of somebody else, where a clip would go
-    assert "000000.npy: was not written by this command" in refused(capsys, checkpoint, "--data-root", data, "--out", out)
-    assert (np.load(out / "000000.npy") == 0).all()
-    (out / "000000.npy").unlink()
-    tokenize(checkpoint, "--data-root", data, "--out", out, "--packed")
-    assert sorted(path.name for path in out.iterdir()) == ["clips.txt", "codes.npy", "manifest.json", "notes.txt", "offsets.npy"]
+    assert sorted(path.name for path in out.iterdir()) == ["000006.npy", "000007.npy", "clips.txt",
+                                                           "manifest.json", "notes.txt"]
 
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(checkpoint, data, tmp_path, capsys):
     root = Path(shutil.copytree(data, tmp_path / "data"))
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
-    for out in (root, root / "new_joint_vecs", root / "all.txt"):
+    for out in (root, root / "new_joint_vecs", root / "all.txt", root / "all.txt" / "below"):
         assert "with --out" in refused(capsys, checkpoint, "--data-root", root, "--out", out, "--no-cache")
     (tmp_path / "web").mkdir()
     (tmp_path / "web" / "manifest.json").write_text('{"name": "app"}')
-    assert "holds other files (manifest.json)" in refused(capsys, checkpoint, "--data-root", root, "--out", tmp_path / "web")
+    assert "holds other files (manifest.json)" in refused(capsys, checkpoint, "--data-root", root, "--out",
+                                                          tmp_path / "web")
     assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
 
 
@@ -196,7 +185,7 @@ def test_decoding_gives_back_what_one_row_alone_gives(tokens, net, checkpoint, t
         codes = torch.from_numpy(np.load(tokens / f"{name}.npy"))
         with torch.no_grad():
             alone = net.forward_decoder(codes)[0].numpy() * net.std + net.mean
-        features, joints = np.load(tmp_path / "features" / f"{name}.npy"), np.load(tmp_path / "joints" / f"{name}.npy")
+        features, joints = (np.load(tmp_path / kind / f"{name}.npy") for kind in ("features", "joints"))
         assert features.dtype == joints.dtype == np.float32 and joints.shape == (4 * codes.shape[1], 22, 3)
         np.testing.assert_allclose(features, alone, atol=2e-5)
         np.testing.assert_allclose(joints, recover_from_ric(torch.from_numpy(features), 22), atol=1e-6)
@@ -216,32 +205,42 @@ def test_pictures_and_animations(tokens, checkpoint, net, tmp_path):
         assert np.abs(read - cleaned[frame]).max() < 1e-3
 
 
-def test_rows_end_at_the_end_token(tokens, checkpoint, tmp_path, capsys):
+def test_rows_end_at_the_end_token(tokens, checkpoint, net, tmp_path, capsys):
     codes = np.load(tokens / "000000.npy")[0]
     np.save(tmp_path / "whole.npy", codes[:7].astype(np.uint16))  # one row, any integers
     np.save(tmp_path / "two.npy", np.stack([np.r_[codes[:7], 16, 17, 17], np.r_[codes[:9], 16]]))
     np.save(tmp_path / "empty.npy", np.array([[16, 17, 3]]))
+    assert "shape (2, 10) would be 2 clips of 10 codes" in refused(
+        capsys, checkpoint, "--decode", tmp_path, "--out", tmp_path / "out", "--to", "features")
+    manifest = dict(manifest_of(tokens), rows=2)  # of samples, two a file
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     tokenize(checkpoint, "--decode", tmp_path, "--out", tmp_path / "out", "--to", "features")
     printed = capsys.readouterr().out
     assert "skipped 1 (no code before the end token): empty" in printed
     whole, two, three = (np.load(tmp_path / "out" / f"{name}.npy") for name in ("whole", "two_0", "two_1"))
     np.testing.assert_allclose(whole, two, atol=2e-5)
-    assert len(three) == 36 and sorted(path.name for path in (tmp_path / "out").iterdir()) == ["two_0.npy", "two_1.npy", "whole.npy"]
+    assert len(three) == 36 and sorted(path.name for path in (tmp_path / "out").iterdir()) == ["two_0.npy",
+                                                                                               "two_1.npy",
+                                                                                               "whole.npy"]
 
 
 @pytest.mark.parametrize(("codes", "words"), [
-    (np.array([[1, 2, 18]]), "18 at position 2; this codebook has codes 0 … 15, the end token is 16"),
+    (np.array([[1, 2, 18]]), "18 at position 2; expected 0 … 15, then the end token 16"),
     (np.array([[1, -1]]), "-1 at position 1"),
     (np.array([[1, 17, 16]]), "17 at position 1"),  # padding before any end
     (np.array([[1, 16, 99]]), "99 at position 2"),
-    (np.array([[1.0, 2.0]]), "float64 of shape (1, 2); expected integer codes"),
+    (np.array([[1.0, 2.0]]), "float64 of shape (1, 2); expected integers"),
     (np.zeros((2, 3, 4), int), "(2, 3, 4)"),
+    (np.zeros((50, 6), int), "shape (50, 6) would be 50 clips of 6 codes"),  # another tokenizer's levels
+    (np.zeros((50, 1), int), "shape (50, 1) would be 50 clips of 1 codes"),
+    (np.zeros((0, 6), int), "shape (0, 6)"),
     (np.array(3), "int64 of shape ()"),
     (np.array([[16]]), "no code before an end token"),
 ])
 def test_what_cannot_be_decoded_is_one_line(codes, words, checkpoint, tmp_path, capsys):
     np.save(tmp_path / "x.npy", codes)
-    assert words in refused(capsys, checkpoint, "--decode", tmp_path / "x.npy", "--out", tmp_path / "out", "--to", "features")
+    assert words in refused(capsys, checkpoint, "--decode", tmp_path / "x.npy", "--out", tmp_path / "out",
+                            "--to", "features")
     assert not (tmp_path / "out").exists()
 
 
@@ -251,39 +250,44 @@ def test_codes_of_another_checkpoint_and_other_mistakes(tokens, checkpoint, data
     torch.save(other, tmp_path / "other.pth")
     argv = ("--out", tmp_path / "out", "--to", "features")
     error = refused(capsys, tmp_path / "other.pth", "--decode", tokens, *argv)
-    assert "codes of another checkpoint (net_last.pth, iteration 15): other weights" in error
-    assert "codes of another" in refused(capsys, tmp_path / "other.pth", "--decode", tokens / "000000.npy", *argv)
+    assert "codes of net_last.pth at iteration 15, which has another weights_sha256" in error
+    assert "another weights" in refused(capsys, tmp_path / "other.pth", "--decode", tokens / "000000.npy",
+                                        *argv)
     copy = Path(shutil.copytree(tokens, tmp_path / "codes"))
     (copy / "manifest.json").unlink()
     tokenize(tmp_path / "other.pth", "--decode", copy, *argv)  # nothing says whose they are
-    assert "000000.npy and 7 more of the 8 files to write are there already" in refused(capsys, checkpoint, "--decode", tokens, *argv)
+    assert "000000.npy: is there already (8 of 8 files are)" in refused(capsys, checkpoint, "--decode",
+                                                                        tokens, *argv)
     tokenize(checkpoint, "--decode", tokens, *argv, "--overwrite")
-    assert "replace what it is made of" in refused(capsys, checkpoint, "--decode", copy, "--out", copy, "--to", "features", "--overwrite")
+    assert "replace what it is made of" in refused(capsys, checkpoint, "--decode", copy, "--out", copy,
+                                                   "--to", "features", "--overwrite")
     assert "no such file or folder" in refused(capsys, checkpoint, "--decode", tmp_path / "gone", *argv)
-    tokenize(checkpoint, "--data-root", data, "--out", tmp_path / "packed", "--packed")
-    assert "name its folder" in refused(capsys, checkpoint, "--decode", tmp_path / "packed" / "codes.npy", *argv)
-    tokenize(checkpoint, "--decode", tmp_path / "packed", "--out", tmp_path / "from_packed", "--to", "features")
-    for file in (tmp_path / "from_packed").iterdir():
-        np.testing.assert_array_equal(np.load(file), np.load(tmp_path / "out" / file.name))
-    np.save(tmp_path / "packed" / "offsets.npy", np.array([0, 4]))
-    assert "do not belong together" in refused(capsys, checkpoint, "--decode", tmp_path / "packed", *argv)
+    (copy / "manifest.json").write_text((tokens / "manifest.json").read_text()[:300])
+    for path in (copy, copy / "000000.npy"):
+        assert "manifest.json: is damaged or cut off" in refused(capsys, checkpoint, "--decode", path, *argv)
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert "file: is a file; name a folder" in refused(capsys, checkpoint, "--decode", tokens, "--out",
+                                                           out, *argv[2:])
     assert "no such file" in refused(capsys, tmp_path / "gone.pth", "--decode", tokens, *argv)
 
 
 @pytest.mark.parametrize(("flags", "words"), [
     ("--decode x", "--to features, joints, gif or bvh"),
     ("--to bvh", "only with --decode"),
-    ("--decode x --to bvh --packed", "only without --decode"),
+    ("other.pth", "give one checkpoint"),
     ("--min-frames 40 --max-frames 40", "leaves no clip"),
 ])
 def test_flags_that_cannot_work(flags, words, capsys):
     with pytest.raises(SystemExit) as stop:
-        tokenize_args(["--resume-pth", "net.pth", "--out", "x", *flags.split()])
+        parse_args(["--resume-pth", "net.pth", "--out", "x", *flags.split()])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and words in error and error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_command_itself(checkpoint, data, tmp_path):
-    command = [sys.executable, "tokenize_vq.py", "--resume-pth", str(checkpoint), "--data-root", str(data), "--out", str(tmp_path / "out")]
+    command = [sys.executable, "tokenize_vq.py", str(checkpoint), "--data-root", str(data), "--out",
+               str(tmp_path / "out")]
     done = subprocess.run([*command, "--device", "cpu"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "8 clips" in done.stdout and "wrote 8 files and manifest.json" in done.stdout and not done.stderr

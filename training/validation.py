@@ -47,7 +47,7 @@ def load_validation(args, root, net, log):
 
 def validate(net, val, step, args):
     """Return the metrics of the validation split, over all ranks, as `evaluate_clips` does."""
-    result = evaluate_clips(net, val.clips, net.spec, net.mean, net.std, loss=args.recons_loss)
+    result = evaluate_clips(net, val.clips, loss=args.recons_loss)
     if val.extractors:
         draws = [draw(val.captioned, np.random.default_rng([args.seed, step]))]
         result.update(evaluate_text(net, val.clips, val.captioned, draws, val.extractors, args.seed))
