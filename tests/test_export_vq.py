@@ -178,7 +178,7 @@ def test_damage_to_the_pair_is_named(checkpoint, tmp_path, capsys, monkeypatch):
         data[len(data) // 2] ^= 1
         (folder / "model.safetensors").write_bytes(data)
 
-    assert "SHA-256 mismatch" in broken("flipped", flip)
+    assert "SHA-256 is not the one" in broken("flipped", flip)
     alone = broken("alone", lambda folder: (folder / "config.json").unlink())
     other = broken("other", lambda folder: (folder / "config.json").write_text('{"model_type": "bert"}'))
     assert "no config.json of this project" in alone and "no config.json of this project" in other
