@@ -246,7 +246,7 @@ class HumanVQVAE(nn.Module):
 
     def extra_repr(self):
         spec, unit, quantizer = self.spec, 2 ** self.down_t, self.vqvae.quantizer
-        kind = "not set" if self.std is None else f"of the {describe_statistics(np.asarray(self.std))}'s kind"
+        kind = "not set" if self.std is None else f"{describe_statistics(np.asarray(self.std))} variant"
         return "\n".join([
             f"{spec.name}: {spec.joints} joints, {spec.width} features a frame, {spec.fps:g} frames/s",
             f"{self.vqvae.quant}: {self.nb_code} codes of {quantizer.code_dim} channels"
