@@ -354,7 +354,7 @@ def test_features_normalised_beforehand_are_noticed_once():
 def test_a_net_tells_what_it_is():
     net = ready()
     net.iteration, net.remarks = 15, ["assumed: vq_act relu"]
-    for text in ("t2m: 22 joints", "ema_reset: 16 codes of 32 channels\n", "4 frames, 0.2 s, 20 bits/s",
+    for text in ("t2m: 22 joints", "ema_reset: 16 codes of 4 frames, width 32\n",
                  "iteration: 15", "the data set's kind", "assumed: vq_act relu"):
         assert text in repr(net)
     assert "not filled yet" in repr(small(quantizer="ema")) and "not set" in repr(small())
