@@ -314,7 +314,8 @@ def test_joints_are_taken_through_their_features(spec):
         assert torch.equal(found, expected)
     assert net.tokenize(joints[0]).shape == (10,)
     assert net.reconstruct(joints[1]).shape == (28, spec.joints, 3)
-    assert torch.equal(net.tokenize(np.stack([joints[0], joints[0]])), net.tokenize(features[0]).expand(2, -1))
+    twice = net.tokenize(np.stack([joints[0], joints[0]]))
+    assert torch.equal(twice, net.tokenize(features[0]).expand(2, -1))
 
 
 def test_the_helpers_leave_the_net_as_it_was():
