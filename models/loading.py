@@ -132,8 +132,7 @@ def read_config(path):
 
 
 def _load_pair(path):
-    library, about = import_safetensors(), os.path.join(os.path.dirname(path), CONFIG)
-    config = read_config(about)
+    library, config = import_safetensors(), read_config(os.path.join(os.path.dirname(path), CONFIG))
     if config is None or config.get("format_version") != PAIR_VERSION:
         raise UserError(f"{path}: no {CONFIG} of this version beside it; expected what export_vq.py writes")
     if config.get("sha256") != sha256(path):
@@ -228,12 +227,13 @@ def _known(values, path):
         known["vq_norm"] = None
     for name, value in known.items():
         if name in CHOICES:
-            fits, expected = isinstance(value, str | None) and value in CHOICES[name], CHOICES[name]
+            fits = isinstance(value, str | None) and value in CHOICES[name]
         elif name in ("mu", "beta"):
-            fits, expected = isinstance(value, int | float) and value >= 0, "a number of at least 0"
+            fits = isinstance(value, int | float) and value >= 0
         else:
-            fits, expected = isinstance(value, int) and 0 < value < 1 << 20, "a whole number over 0"
+            fits = isinstance(value, int) and 0 < value < 1 << 20
         if not fits:
+            expected = CHOICES.get(name, "a number over 0")
             raise UserError(f"{path}: {name} is {str(value)[:30]!r}; expected {expected}")
     return known
 

@@ -162,10 +162,7 @@ class HumanVQVAE(nn.Module):
         (N, T') gives (N, T, J, 3), a list of rows gives a list. Raises UserError for what is no row of codes.
         """
         rows, together = _as_list(codes, lambda array: 1)
-        for row in rows:
-            if row.ndim != 1 or not len(row) or row.dtype.kind not in "iu":
-                raise UserError(f"{row.dtype} of shape {row.shape}; expected rows of codes, integers (T',)")
-        rows = [torch.from_numpy(row.astype(np.int64)) for row in rows]
+        rows = [self._tensor(row) for row in rows]
         features = self._run(self.forward_decoder, rows, 2 ** self.down_t)
         return together([self.to_joints(each) for each in features])
 
@@ -230,29 +227,26 @@ class HumanVQVAE(nn.Module):
         return x.to(like.device, like.dtype if x.is_floating_point() else x.dtype)
 
     def _check_features(self, x):
-        x, unit = self._tensor(x), 2 ** self.down_t
-        if x.ndim != 3 or x.shape[2] != self.spec.width or x.shape[1] < unit:
-            raise UserError(f"features of shape {tuple(x.shape)}; expected (N, T, {self.spec.width}), "
-                            f"T at least {unit}")
+        x, least = self._tensor(x), 2 ** self.down_t
+        if x.ndim != 3 or x.shape[2] != self.spec.width or x.shape[1] < least:
+            raise UserError(f"shape {tuple(x.shape)}; expected (N, T, {self.spec.width}), T at least {least}")
         return x
 
     def _run(self, function, rows, frames=1):
         """Return function's results for rows of any lengths, in their order, on the CPU."""
-        results, device = [None] * len(rows), next(self.parameters()).device
-        for batch, output in run_in_batches(self, function, [row.to(device) for row in rows], frames=frames):
+        results = [None] * len(rows)
+        for batch, output in run_in_batches(self, function, rows, frames=frames):
             for i, row in zip(batch, output):
                 results[i] = torch.from_numpy(row)
         return results
 
     def extra_repr(self):
-        spec, unit, quantizer = self.spec, 2 ** self.down_t, self.vqvae.quantizer
+        spec, unit = self.spec, 2 ** self.down_t
+        filled = "" if self.vqvae.quantizer.filled else ", not filled yet"
         kind = "not set" if self.std is None else f"{describe_statistics(np.asarray(self.std))} variant"
         return "\n".join([
             f"{spec.name}: {spec.joints} joints, {spec.width} features a frame, {spec.fps:g} frames/s",
-            f"{self.vqvae.quant}: {self.nb_code} codes of {quantizer.code_dim} channels"
-            + ("" if quantizer.filled else ", not filled yet"),
-            f"one code: {unit} frames, {unit / spec.fps:g} s, "
-            f"{np.log2(self.nb_code) * spec.fps / unit:.0f} bits/s",
+            f"{self.vqvae.quant}: {self.nb_code} codes of {unit} frames, width {self.vqvae.code_dim}{filled}",
             f"iteration: {self.iteration}; mean and std: {kind}", *self.remarks])
 
 
