@@ -141,6 +141,7 @@ def measure_evaluation(args, device):
             clips = load_split(*split, cache=False)
         frames = np.diff(clips.offsets).sum()
         batches = torch.randn(-(-frames // 128), 128, spec.width, device=device).split(BATCH_FRAMES // 128)
+        net.train()(batches[0])  # fills the codebook
 
         def forward(batches=batches):
             with evaluating(net):

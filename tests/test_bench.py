@@ -1,8 +1,11 @@
 """The bench on a tiny net: every part reports, and mistakes are one line. No time is judged."""
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 import bench
+from utils.device import is_slow_in_bf16
 
 TINY = ("--device", "cpu", "--width", "32", "--code-dim", "32", "--output-emb-width", "32", "--nb-code", "16",
         "--depth", "1", "--window-size", "16", "--rounds", "1", "--batch-size", "2", "--clips", "4")
@@ -30,6 +33,20 @@ def test_a_slow_precision_is_left_out_unless_named(monkeypatch):
         made.clear()
         list(bench.measure_steps(bench.parse_args([*TINY, *flags]), torch.device("cpu")))
         assert made == expected
+
+
+@pytest.mark.parametrize("cost, slow", [(3.0, True), (1.2, False)])
+def test_a_precision_is_slow_where_its_convolutions_take_longer(cost, slow, monkeypatch):
+    now = [0.0]
+
+    def conv1d(x, weight):
+        now[0] += cost if x.dtype == torch.bfloat16 else 1.0
+        return x
+
+    monkeypatch.setattr(torch.nn.functional, "conv1d", conv1d)
+    monkeypatch.setattr("utils.device.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    threads = torch.get_num_threads()
+    assert is_slow_in_bf16(torch.device("cpu")) == slow and torch.get_num_threads() == threads
 
 
 @pytest.mark.parametrize(("flags", "words"), [
