@@ -44,8 +44,12 @@ def read_index(repo):
     for path in (Path(repo, part) for part in (INDEX, TEXT_ZIP, HUMANACT_ZIP, *SPLITS[:4])):
         if not path.is_file():
             raise UserError(f"{path}: no such file; --humanml3d takes a clone of HumanML3D's repository")
-        if path.suffix == ".zip" and not zipfile.is_zipfile(path):
-            raise UserError(f"{path}: is {describe_file(path)}; expected a zip archive")
+        try:
+            damaged = zipfile.ZipFile(path).testzip() if path.suffix == ".zip" else None
+        except UNREADABLE:
+            damaged = path
+        if damaged:
+            raise UserError(f"{path}: is {describe_file(path)}; expected a whole zip archive")
     try:
         lines = csv.reader(Path(repo, INDEX).read_text(encoding="utf-8").splitlines()[1:])
         return [Row(Path(name).stem, key_of(source), int(start), int(end))
