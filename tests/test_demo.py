@@ -45,14 +45,14 @@ def test_a_larger_count_only_adds_clips():
         np.testing.assert_array_equal(joints, joints2)
 
 
-def test_every_action_makes_clips_of_2_to_8_seconds(clips):
+def test_every_action_makes_clips_of_3_to_8_seconds(clips):
     names = [name for name, _, _ in clips]
     seen = [action for name in names for action in actions_of(name)]
     assert len(set(names)) == len(names) and set(seen) == set(ACTIONS)
     assert min(seen.count(action) for action in ACTIONS) >= 40
     assert sum(len(actions_of(name)) == 2 for name in names) > 80
     for name, joints, _ in clips:
-        assert joints.dtype == np.float64 and joints.shape[1:] == (22, 3) and 40 <= len(joints) <= 160, name
+        assert joints.dtype == np.float64 and joints.shape[1:] == (22, 3) and 64 <= len(joints) <= 160, name
         assert np.isfinite(joints).all(), name
 
 

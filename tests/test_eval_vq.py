@@ -179,11 +179,7 @@ def test_mistakes_are_one_line(run, data_root, tmp_path, capsys):
     assert "no such file" in refused(capsys, tmp_path / "gone.pth")
     assert "nosplit.txt: no such file" in refused(capsys, run / "net_last.pth", "--split", "nosplit")
     assert "251" in refused(capsys, run / "net_last.pth", "--dataname", "kit")
-<<<<<<< HEAD
-    assert "is no folder" in refused(capsys, run / "net_last.pth", "--data-root", tmp_path / "gone")
-=======
     assert str(tmp_path / "gone") in refused(capsys, run / "net_last.pth", "--data-root", tmp_path / "gone")
->>>>>>> eval
     bad = Path(shutil.copytree(data_root, tmp_path / "bad"))
     clip = np.load(bad / "new_joint_vecs" / "000006.npy")
     clip[3] = np.nan

@@ -135,8 +135,8 @@ def test_joints_come_back_from_positions_and_from_rotations(seed):
     joints = joints[:-1] - joints[..., 1].min() * np.array([0, 1, 0])
     np.testing.assert_allclose(from_ric[..., 1], joints[..., 1], atol=1e-4)
     for pair in ((20, 7), (0, 15), (21, 10)):
-        apart, expected = (np.linalg.norm(np.diff(clip[:, pair], axis=1), axis=-1) for clip in (from_ric, joints))
-        np.testing.assert_allclose(apart, expected, atol=1e-4)
+        apart, expected = (np.diff(clip[:, pair], axis=1)[:, 0] for clip in (from_ric, joints))
+        np.testing.assert_allclose(np.linalg.norm(apart, axis=1), np.linalg.norm(expected, axis=1), atol=1e-4)
     steps, expected = (np.linalg.norm(np.diff(path[:, 0], axis=0), axis=1) for path in (from_ric, joints))
     np.testing.assert_allclose(steps, expected, atol=1e-4)
 

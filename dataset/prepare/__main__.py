@@ -31,17 +31,26 @@ def parse_args(argv=None):
     group.add_argument("--mirror", action="store_true", help="add the mirrored copy of each clip, M + id")
     group.add_argument("--captions", metavar="FILE", help="CSV of id,caption: writes texts/ID.txt")
     group.add_argument("--preview", type=COUNT, metavar="N", help="draw N clips as GIFs into OUT/previews")
-    group.add_argument("--strict", action="store_true", help="stop at the first clip that cannot be used")
+    group.add_argument("--strict", action="store_true", help="stop at the first clip that cannot be used; "
+                       "with --humanml3d: when sources are missing")
     group.add_argument("--workers", type=COUNT, help="processes; None: one for each core")
     group = parser.add_argument_group("demo set")
     group.add_argument("--demo", action="store_true", help="animate the demo set instead of reading a source")
     group.add_argument("--seed", type=SEED, help="random seed of the demo set; None: 0")
+    group = parser.add_argument_group("AMASS")
+    group.add_argument("--amass", metavar="DIR", help="folder of unpacked AMASS data sets (SMPL+H G) to read")
+    group.add_argument("--body-models", metavar="DIR", help="folder of SMPL+H's male and female model.npz")
+    group.add_argument("--humanml3d", metavar="REPO", help="clone of HumanML3D's repository: make that set")
     args = parser.parse_args(argv)
     about_sources = any((args.joint_map, args.scale, args.fps, args.captions, args.up != "y",
                          args.dataname != "t2m"))
+    origins = bool(args.source) + args.demo + bool(args.amass)
     parser.refuse(
-        (not args.source and not args.demo, "give a source or --demo"),
-        (args.source and args.demo, "give a source or --demo, not both"),
+        (origins != 1, "give a source or --demo or --amass" + ", not both" * (origins > 1)),
+        (bool(args.amass) != bool(args.body_models), "--amass and --body-models go together"),
+        (args.humanml3d and not args.amass, "--humanml3d goes with --amass and --body-models"),
+        (args.amass and (about_sources or args.preview),
+         "--amass takes no --preview and no flags about other sources"),
         (args.demo and about_sources, "--demo takes --out, --seed, --split, --mirror, --preview, --workers; "
                                       "the other flags are about reading sources"),
         (args.seed is not None and not args.demo, "--seed is the demo set's: give --demo with it"),
@@ -53,6 +62,11 @@ def parse_args(argv=None):
 def main(argv=None):
     """Prepare as the command line `argv` says. Returns the exit code."""
     args = parse_args(argv)
+    if args.amass:
+        from dataset.prepare.humanml3d import build
+        build(args.out, args.amass, args.body_models, args.humanml3d, args.split,
+              args.mirror or bool(args.humanml3d), args.workers, args.strict)
+        return 0
     from dataset.prepare.convert import write_dataset  # here, for --help to be instant
     settings = dict(fractions=args.split, mirrored=args.mirror, workers=args.workers, strict=args.strict)
     unused = []

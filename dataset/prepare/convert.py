@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import signal
+import sys
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -12,7 +13,6 @@ from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from dataset.prepare.captions import mirror_line, text_line
@@ -94,7 +94,7 @@ def write_dataset(out, clips, dataname, *, reading=None, fractions=FRACTIONS, mi
         work, kept = {}, {}
         for name, (source, _) in clips.items():
             key = _key(source, reading, mirrored)
-            files = [path for clip in _with_copies([name], mirrored) for path in _arrays(out, clip)]
+            files = [path for clip in with_copies([name], mirrored) for path in _arrays(out, clip)]
             if name in done and done[name]["key"] == key and all(path.is_file() for path in files):
                 kept[name] = done[name]
             else:
@@ -105,11 +105,11 @@ def write_dataset(out, clips, dataname, *, reading=None, fractions=FRACTIONS, mi
             first = "; the first: " + next(iter(rejected.values())) if rejected else ""
             raise UserError(f"{out}: none of {len(clips)} clips can be used{first}")
         splits = assign_splits(records, fractions)
-        splits = {split: _with_copies(names, mirrored) for split, names in splits.items()}
+        splits = {split: with_copies(names, mirrored) for split, names in splits.items()}
         _write_texts(out, {name: clips[name][1] for name in records}, mirrored)
         _write_splits(out, splits, get_spec(dataname))
         removed = _remove_others(out, done, set(itertools.chain(*splits.values())))
-        _write_lines(out / DONE, map(json.dumps, records.values()))
+        write_lines(out / DONE, map(json.dumps, records.values()))
     frames = sum(record["frames"] for record in records.values()) * (1 + mirrored)
     return Report(splits, frames, frames / get_spec(dataname).fps, len(made), len(kept), removed, rejected,
                   _count_found(records), sum(not clips[name][1] for name in records))
@@ -143,7 +143,7 @@ def _key(source, reading, mirrored):
     return hashlib.sha256(settings.encode()).hexdigest()[:32]
 
 
-def _with_copies(names, mirrored):
+def with_copies(names, mirrored):
     return [clip for name in names for clip in ([name, f"M{name}"] if mirrored else [name])]
 
 
@@ -159,7 +159,8 @@ def _convert(out, work, reading, mirrored, workers, strict, progress):
     bar = tqdm(total=len(work), unit="clip", disable=not progress or not work)
     with open(out / DONE, "a", encoding="utf-8") as log, bar:
         log.write("\n")  # ends a line that an interrupted run may have cut short
-        for name, result in map(_convert_one, jobs) if workers == 1 else _in_processes(out, jobs, workers):
+        several = in_processes(out, _convert_one, jobs, workers)
+        for name, result in map(_convert_one, jobs) if workers == 1 else several:
             bar.update()
             if isinstance(result, dict):
                 made[name] = dict(id=name, key=work[name][1], **result)
@@ -172,11 +173,11 @@ def _convert(out, work, reading, mirrored, workers, strict, progress):
     return made, dict(sorted(rejected.items()))
 
 
-def _in_processes(out, jobs, workers):
-    """Yield the results of `_convert_one` in the order in which they are finished."""
+def in_processes(out, function, jobs, workers):
+    """Yield function(job) of each job as it is finished, run in worker processes."""
     pool, finished = ProcessPoolExecutor(workers, initializer=_start_worker), 0
     try:
-        for future in as_completed([pool.submit(_convert_one, job) for job in jobs]):
+        for future in as_completed([pool.submit(function, job) for job in jobs]):
             yield future.result()
             finished += 1
     except BrokenProcessPool:
@@ -188,7 +189,9 @@ def _in_processes(out, jobs, workers):
 
 def _start_worker():
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 def _convert_one(job):
@@ -209,6 +212,7 @@ def _convert_one(job):
             raise UserError(f"{where}: its features are not finite; expected joints within a few metres")
     except (UserError, ValueError) as error:
         return name, str(error)
+    import torch  # here, for other preparation does without
     for clip, array in features.items():
         positions = recover_from_ric(torch.from_numpy(array).double(), spec.joints).numpy()
         for path, content in zip(_arrays(out, clip), (positions.astype(np.float32), array)):
@@ -220,9 +224,9 @@ def _write_texts(out, captions, mirrored):
     for name, sentences in captions.items():
         lines = [text_line(caption) for caption in sentences]
         if lines:
-            _write_lines(out / TEXTS / f"{name}.txt", lines)
+            write_lines(out / TEXTS / f"{name}.txt", lines)
         if lines and mirrored:
-            _write_lines(out / TEXTS / f"M{name}.txt", map(mirror_line, lines))
+            write_lines(out / TEXTS / f"M{name}.txt", map(mirror_line, lines))
 
 
 def _write_splits(out, splits, spec):
@@ -233,14 +237,14 @@ def _write_splits(out, splits, spec):
     save_array(out / "Std.npy", std)
     for split, ids in (*splits.items(), ("all", sorted(itertools.chain(*splits.values())))):
         if ids:
-            _write_lines(out / f"{split}.txt", ids)
+            write_lines(out / f"{split}.txt", ids)
         else:
             (out / f"{split}.txt").unlink(missing_ok=True)
 
 
 def _remove_others(out, done, current):
     """Remove the files of clips made earlier that are not `current`. Return how many clips went."""
-    gone = set(_with_copies(done, True)) - current
+    gone = set(with_copies(done, True)) - current
     removed = sum((out / FEATURES / f"{clip}.npy").is_file() for clip in gone)
     for clip in gone:
         for path in (*_arrays(out, clip), out / TEXTS / f"{clip}.txt"):
@@ -256,6 +260,6 @@ def _count_found(records):
     return found
 
 
-def _write_lines(path, lines):
+def write_lines(path, lines):
     with atomic_write(path) as file:
         file.write("".join(f"{line}\n" for line in lines).encode())

@@ -17,7 +17,7 @@ from utils.errors import UserError
 from utils.motion_spec import T2M
 
 SEED, COUNT = 0, 480
-FPS, MIN_FRAMES, MAX_FRAMES = 20, 40, 160
+FPS, MIN_FRAMES, MAX_FRAMES = 20, 64, 160
 SOLE, REACH = 0.01, 0.9955      # height of a flat foot's toe; longest distance hip to ankle, in leg lengths
 SIDES = {"left": 1, "right": -1}
 LEGS = {"left": (1, 4, 7, 10), "right": (2, 5, 8, 11)}           # hip, knee, ankle, toe
@@ -287,7 +287,7 @@ def animate(score, lengths):
 def make_clips(seed=SEED, count=COUNT):
     """Yield (name, joints (T, 22, 3) float64 in metres at 20 fps, captions) of `count` clips.
 
-    A clip holds one action, or two in turn, in 40 to 160 frames, and depends on the seed and its index alone.
+    A clip holds one action, or two in turn, in 64 to 160 frames, and depends on the seed and its index alone.
     """
     for index in range(count):
         rng = np.random.default_rng((seed, index))
