@@ -23,10 +23,9 @@ from tqdm import tqdm
 
 from dataset.dataset_VQ import WindowFeed
 from dataset.motion_folder import find_clips, find_statistics, load_split
-from training.checkpoint import restore
+from training.checkpoint import check_state, restore, starting_network
 from training.distributed import Signals, check_ranks, from_rank_zero, rank_zero_first, start_ranks
 from training.meter import Meter
-from training.resume import check_state, starting_network
 from training.run_folder import open_run
 from training.step import build_objective, set_learning_rate, train_step, warm_up_steps
 from training.validation import best_scores, load_validation, validate
@@ -51,24 +50,20 @@ def load_data(args, net, log):
     feed = WindowFeed(clips, args.window_size, args.batch_size, args.seed)
     log.info(f"{args.dataname}: {len(feed)} training clips, {clips.offsets[-1]} frames, from {root}; "
              f"{feed.too_short} shorter than {args.window_size} frames, {len(clips.bad)} bad ones left out")
-    for message in [*clips.bad, *([clips.warning] if clips.warning else [])]:
+    for message in filter(None, [*clips.bad, clips.warning]):
         log.warning(message)
     return clips, feed, load_validation(args, root, net, log)
 
 
 def report_statistics(std, meta, root, spec, log):
-    """Log which of HumanML3D's two kinds of mean and std is in use, and whether it is the expected one."""
-    kind = describe_statistics(std)
-    if spec.name != "t2m":
-        log.info(f"Using mean and std from {meta}.")
-        return
-    variant = "evaluator variant: root and contact std ÷ 25" if kind == "evaluator" else "data set variant"
-    log.info(f"Using mean and std from {meta} ({variant}).")
+    """Log which of HumanML3D's two variants of mean and std is in use; warn of the unexpected one."""
+    variant = describe_statistics(std)
+    log.info(f"Using mean and std from {meta}" + (f" ({variant} variant)." if spec.name == "t2m" else "."))
     expected = "data set" if os.path.abspath(meta) == os.path.abspath(root) else "evaluator"
-    if kind != expected:
-        log.warning(f"{meta}: expected the {expected}'s std, but it looks like the {kind}'s; see --meta-dir.")
-    elif kind == "data set":
-        log.info("Published numbers use the evaluator's mean and std (--meta-dir).")
+    if spec.name == "t2m" and variant != expected:
+        log.warning(f"{meta}: expected the {expected} variant, found the {variant} one; see --meta-dir.")
+    elif spec.name == "t2m" and variant == "data set":
+        log.info("Published numbers use the evaluator variant: root and contact std ÷ 25 (--meta-dir).")
 
 
 @exit_cleanly

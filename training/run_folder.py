@@ -9,16 +9,21 @@ from contextlib import contextmanager
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from models.loading import load_checkpoint
-from training.checkpoint import find_state, network_content, save_checkpoint, save_state, whole_state
+from training.checkpoint import (
+    find_state,
+    is_state,
+    network_content,
+    save_checkpoint,
+    save_state,
+    whole_state,
+)
 from training.dashboard import Dashboard
 from training.step import warm_up_steps
 from utils.errors import UserError
 from utils.files import exclusive_lock, remove_stale, write_json
 
 RUN_FILES = re.compile(r"(net|state)_\w+\.pth|(args|hashes|eval_\w+)\.json|run\.log|events\.out\..*|vis_.*")
-# upstream's spelling of two tags; the other metrics are logged under their own names
-TEST_TAGS = {"fid": "FID", "diversity": "Diversity"}
+TEST_TAGS = {"fid": "FID", "diversity": "Diversity"}  # upstream's spelling of two metrics
 
 
 @contextmanager
@@ -34,14 +39,12 @@ def open_run(args, silent=False):
         return
     with exclusive_lock(path, "choose another --out-dir or --exp-name"):
         clear_folder(path, args)
-        log = open_log(path)
-        run = RunFolder(path, args, log)
+        run = RunFolder(path, args, open_log(path))
         try:
             yield run
         except UserError as error:
-            log.error(error, extra={"file_only": True})
-            for line in error.details:
-                log.error(line)
+            for line in (error, *error.details):
+                run.log.error(line, extra={"file_only": line is error})
             raise
         finally:
             run.close()
@@ -52,19 +55,13 @@ def clear_folder(path, args):
     remove_stale(path)
     old = [name for name in os.listdir(path) if RUN_FILES.fullmatch(name)]
     begun = sorted(name for name in old if name != "run.log")  # a start that was refused leaves only its log
-    own_state = is_state(args.resume_pth) and \
-        os.path.abspath(os.path.dirname(args.resume_pth)) == os.path.abspath(path)
+    own_state = is_state(args.resume_pth) and os.path.samefile(os.path.dirname(args.resume_pth) or ".", path)
     if args.overwrite:
         for name in old:
             os.remove(os.path.join(path, name))
     elif begun and not (args.resume or own_state):
         raise UserError(f"{path}: holds a run ({begun[0]}, …); go on with --resume auto, start anew with "
                         "--overwrite, or choose another --exp-name")
-
-
-def is_state(path):
-    """Return whether a checkpoint's name is that of a saved state, which resumes exactly."""
-    return bool(path) and os.path.basename(path).startswith("state_")
 
 
 class TqdmHandler(logging.StreamHandler):
@@ -78,23 +75,12 @@ class TqdmHandler(logging.StreamHandler):
 
 def open_log(path):
     """Return a logger that writes to the terminal and to PATH/run.log; with path None it is silent."""
-    log = logging.getLogger("train_vq")
-    log.propagate = False
-    log.setLevel(logging.INFO if path else logging.CRITICAL + 1)
-    close_log(log)
-    if path:
-        file = logging.FileHandler(os.path.join(path, "run.log"), encoding="utf-8")
-        for handler in (TqdmHandler(), file):
-            handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-            log.addHandler(handler)
+    log = logging.Logger("train_vq")
+    file = logging.FileHandler(os.path.join(path, "run.log"), encoding="utf-8") if path else None
+    for handler in (TqdmHandler(), file) if path else (logging.NullHandler(),):
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(handler)
     return log
-
-
-def close_log(log):
-    """Close the log's files."""
-    for handler in list(log.handlers):
-        log.removeHandler(handler)
-        handler.close()
 
 
 class RunFolder:
@@ -104,32 +90,25 @@ class RunFolder:
         self.path, self.args, self.log, self.silent = path, args, log, silent
         self.warm_up = warm_up_steps(args)
         self.writer = self.board = None
-        self.since = time.monotonic(), 0
 
     def find_state(self):
-        """Return the state to resume from, of the run folder or of --resume-pth, or None."""
-        if self.silent:
-            return None
-        if is_state(self.args.resume_pth):
-            return load_checkpoint(self.args.resume_pth)
-        return find_state(self.path, self.log) if self.args.resume else None
+        """Return the state to resume from, or None."""
+        return None if self.silent else find_state(self.args, self.path, self.log)
 
     def start(self, net, val, step, usage=()):
         """Write args.json and open TensorBoard; events after `step`, of before a resume, are hidden."""
-        self.since = time.monotonic(), step
-        if self.silent:
-            return
-        write_json(os.path.join(self.path, "args.json"), vars(self.args))
-        with self._harmless("TensorBoard"):
-            self.writer = SummaryWriter(self.path, purge_step=max(step - self.warm_up, 0) + 1)
-            self.board = Dashboard(self.writer, net, val, self.args.nb_vis, usage)
+        self.time, self.step = time.monotonic(), step
+        if not self.silent:
+            write_json(os.path.join(self.path, "args.json"), vars(self.args))
+            with self._harmless("TensorBoard"):
+                self.writer = SummaryWriter(self.path, purge_step=max(step - self.warm_up, 0) + 1)
+                self.board = Dashboard(self.writer, net, val, self.args.nb_vis, usage)
 
     def report(self, step, rate, means):
         """Log the means since the last report. Curves begin after the warm-up, as upstream."""
-        then, since_step = self.since
-        self.since = time.monotonic(), step
-        speed = self.args.batch_size * (step - since_step) / (self.since[0] - then)
-        warm = step <= self.warm_up
+        now, warm = time.monotonic(), step <= self.warm_up
+        speed = self.args.batch_size * (step - self.step) / (now - self.time)
+        self.time, self.step = now, step
         name, iteration = ("Warmup", step) if warm else ("Train", step - self.warm_up)
         self.log.info(f"{name} iter {iteration}: lr {rate:.6f} recons {means['L1']:.5f} "
                       f"vel {means['Vel']:.5f} commit {means['Commit']:.5f} ppl {means['PPL']:.2f} "
@@ -178,11 +157,12 @@ class RunFolder:
                 self.board.finish(self.args, self.path, self.log)
 
     def close(self):
-        """Close log and events."""
+        """Close events and log."""
         if self.writer:
             with self._harmless("TensorBoard"):
                 self.writer.close()
-        close_log(self.log)
+        for handler in self.log.handlers:
+            handler.close()
 
     def _scalars(self, prefix, values, iteration):
         if self.writer:

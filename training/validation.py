@@ -20,28 +20,26 @@ def load_validation(args, root, net, log):
 
     Returns None, and says why in the log, where there is no clip to evaluate.
     """
-    spec = net.spec
-    if not os.path.exists(os.path.join(root, "val.txt")):
-        log.warning(f"No validation: {root}/val.txt does not exist.")
+    spec, split = net.spec, os.path.join(root, "val.txt")
+    if not os.path.exists(split):
+        log.warning(f"No validation: {split} does not exist.")
         return None
     clips = load_split(root, "val", spec, net.mean, net.std, args.skip_bad_clips, cache=not args.no_cache)
     if not len(select_clips(clips, spec)[0]):
-        log.warning(f"No validation: {root}/val.txt has no clip of {spec.min_eval_frames} to "
-                    f"{MAX_EVAL_FRAMES - 1} frames.")
+        wanted = f"{spec.min_eval_frames} to {MAX_EVAL_FRAMES - 1} frames"
+        log.warning(f"No validation: {split} has no clip of {wanted}.")
         return None
     val = SimpleNamespace(clips=clips, extractors=None)
     folder, glove, missing = find_missing(spec, args.evaluator_dir, args.glove_dir)
     if missing:
-        log.info(f"Validation without FID and R-precision: {missing[0]}"
-                 + (f" (and {len(missing) - 1} more files)" if len(missing) > 1 else ""))
+        log.info(f"Validation without FID and R-precision: {missing[0]}")
         return val
     extractors = load_extractors(spec, folder, glove)
     captioned = load_captioned(clips, Path(root, "texts"), spec, extractors.vectorizer)
-    if len(captioned.clip) < BATCH:
-        found = len(captioned.clip)
-        log.warning(f"Validation without FID and R-precision: {found} captioned clips, needs {BATCH}.")
-        return val
-    val.extractors, val.captioned = extractors, captioned
+    if len(captioned.clip) >= BATCH:
+        val.extractors, val.captioned = extractors, captioned
+    else:
+        log.warning(f"Validation without FID and R-precision: under {BATCH} captioned clips.")
     return val
 
 
