@@ -356,7 +356,7 @@ def test_a_net_tells_what_it_is():
     net = ready()
     net.iteration, net.remarks = 15, ["assumed: vq_act relu"]
     for text in ("t2m: 22 joints", "ema_reset: 16 codes of 4 frames, width 32\n",
-                 "iteration: 15", "data set variant", "assumed: vq_act relu"):
+                 "iteration: 15; mean and std: ", "assumed: vq_act relu"):
         assert text in repr(net)
     assert "not filled yet" in repr(small(quantizer="ema")) and "not set" in repr(small())
 
