@@ -231,7 +231,7 @@ def test_a_clone_without_its_archives_is_refused(tree, tmp_path, capsys, part):
     shutil.copytree(tree / "repo", tmp_path / "repo")
     (tmp_path / "repo" / part).write_text("version https://git-lfs.github.com/spec/v1\n")
     assert "Git LFS" in refused(tree, tmp_path, capsys, humanml3d=tmp_path / "repo")
-    (tmp_path / "repo" / part).write_bytes((tree / "repo" / part).read_bytes().replace(b"walks", b"wa1ks")[40:])
+    (tmp_path / "repo" / part).write_bytes((tree / "repo" / part).read_bytes()[:-30])
     assert "expected a whole zip" in refused(tree, tmp_path, capsys, humanml3d=tmp_path / "repo")
     (tmp_path / "repo" / part).unlink()
     assert "no such file" in refused(tree, tmp_path, capsys, humanml3d=tmp_path / "repo")
