@@ -202,6 +202,8 @@ def test_an_archive_left_packed_is_named_with_its_command(tree, tmp_path, capsys
     assert run(tree, tmp_path / "out", amass=tmp_path / "amass") == 0
     said = capsys.readouterr().out
     assert "ACCAD is missing, 1 rows of index.csv" in said and "tar xf ACCAD.tar.bz2" in said
+    assert run(tree, tmp_path / "own", amass=tmp_path / "amass", humanml3d=None) == 0
+    assert "ACCAD is not read" in capsys.readouterr().out
 
 
 def test_smplx_is_refused_by_name(tree, tmp_path, capsys):
