@@ -180,6 +180,7 @@ def build(out, amass, body_models, repo=None, fractions=(), mirrored=True, worke
             sources[key_of(Path("pose_data/humanact12", Path(name).name))] = (archive, name)
     else:
         rows = [Row(re.sub(r"[^\w.-]", "_", "_".join(key)), key, 0, None) for key in sources]
+        print("".join(f"warning: {name} is not read: {hint}\n" for name, hint in unusable.items()), end="")
     left_out = {row.name: f"no source {'/'.join(row.key)}" for row in rows if row.key not in sources}
     for name, count in Counter(row.key[0] for row in rows if row.key not in sources).most_common():
         print(f"warning: {name} is missing, {count} rows of {INDEX}: {unusable.get(name, 'no such files')}")
