@@ -1,0 +1,270 @@
+"""Which joints of a hierarchy are a person's: recognised by its chains and bone lengths, with names as evidence."""
+import itertools
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from dataset.prepare.bvh import END
+from utils.errors import UserError
+
+LEG, ARM = ("hip", "knee", "ankle"), ("shoulder", "elbow", "wrist")
+SPINE = ("spine1", "spine2", "spine3")
+SPINE_AT = (0.24, 0.50, 0.60)   # HumanML3D's spine joints along the way from pelvis to neck, as shares of its length
+BODY = "thigh|up|low|leg|hip|femur|shin|calf|tib|knee|ankle|foot|toe|clav|coll|should|shld|arm|[uf]arm|fore|hum|elb|" \
+       "rad|hand|wrist|butt"
+# what a name without its side speaks for; the first pattern that is found counts
+WORDS = (
+    (r"thumb|index|middle|^mid$|ring|pink|little|finger|carpal|eye|jaw|tongue|lip|brow", ()),
+    (r"toe|ball|forefoot|metatars", ("foot",)),
+    (r"thigh|up(per)?leg|uleg|femur", ("hip",)),
+    (r"shin|calf|lo(w|wer)?leg|knee|tibia", ("knee",)),
+    (r"ankle|foot", ("ankle",)),
+    (r"clav|collar|scap", ("collar",)),
+    (r"fore?arm|lo(w|wer)?arm|farm|elbow|radius|ulna", ("elbow",)),
+    (r"up(per)?arm|uarm|humer|shldr|bicep", ("shoulder",)),
+    (r"hand|wrist", ("wrist",)),
+    (r"shoulder", ("collar", "shoulder")),
+    (r"arm(?!ature)", ("shoulder",)),
+    (r"leg", ("knee", "hip")),
+    (r"pelvis|hip", ("pelvis", "hip")),
+    (r"neck", ("neck",)),
+    (r"head|skull", ("head",)),
+)
+PASSED_OVER = r"twist|roll"
+PASSED_OVER_WORDS = {"end", "nub", "tip", "top", "null", "site", "ik", "pole", "target", "helper", "effector"}
+SIDES = {"left": "left", "l": "left", "lft": "left", "lt": "left", "right": "right", "r": "right", "rgt": "right",
+         "rt": "right", "左": "left", "右": "right"}
+
+
+@dataclass(frozen=True)
+class Name:
+    """What a joint's name says: left, right or None; the roles it may have; whether it is no joint of its own."""
+
+    side: str
+    roles: tuple
+    passed_over: bool
+
+    def score(self, role):
+        """Return how far the name speaks for a role, from -1.5 to 1."""
+        if self.passed_over:
+            return -1.5
+        if role in self.roles:
+            return 1 if len(self.roles) == 1 else 0.6
+        return -1 if self.roles else 0
+
+
+def read_name(name, prefix=""):
+    """Read a joint's name as a `Name`. prefix: what all names of the skeleton begin with."""
+    bare = name.rsplit(":", 1)[-1].rsplit("|", 1)[-1]
+    bare = bare[len(prefix):] if bare.startswith(prefix) else bare
+    words = [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_a-zA-Z]", bare)]
+    sides = [SIDES[word] for word in words if word in SIDES]
+    rest = "".join(word for word in words if word not in SIDES)
+    glued = re.match(rf"(left|right)|(l|r)(?={BODY})", rest)
+    if not sides and glued:
+        sides, rest = [SIDES[glued.group()]], rest[glued.end():]
+    elif not sides and re.search("(left|right)$", rest):
+        sides, rest = [SIDES[re.search("(left|right)$", rest).group()]], re.sub("(left|right)$", "", rest)
+    roles = next((roles for pattern, roles in WORDS if re.search(pattern, rest)), ())
+    passed_over = bool(re.search(PASSED_OVER, rest)) or not PASSED_OVER_WORDS.isdisjoint(words) or name.endswith(END)
+    return Name(sides[0] if sides else None, roles, passed_over)
+
+
+def read_names(names):
+    """Read all names of a skeleton, without the prefix that most share."""
+    firsts = Counter(re.match(r"[A-Za-z]+\d*[_.\- ]+|", name.rsplit(":", 1)[-1]).group() for name in names)
+    prefix, count = firsts.most_common(1)[0]
+    return [read_name(name, prefix if count > 0.7 * len(names) else "") for name in names]
+
+
+class Tree:
+    """A hierarchy with the length of each bone, and what the joints' names say."""
+
+    def __init__(self, names, parents, lengths):
+        self.names, self.parents, self.lengths = read_names(names), parents, lengths
+        self.children = [[] for _ in names]
+        for joint, parent in enumerate(parents):
+            if parent >= 0:
+                self.children[parent].append(joint)
+        self.reach = [0.0] * len(names)                 # the longest way down from each joint
+        for joint in reversed(range(len(names))):
+            self.reach[joint] = max((lengths[child] + self.reach[child] for child in self.children[joint]), default=0)
+
+    def path_down(self, joint):
+        """Return the joints on the longest way down from a joint, itself first."""
+        path = [joint]
+        while self.children[path[-1]]:
+            path.append(max(self.children[path[-1]], key=lambda child: self.lengths[child] + self.reach[child]))
+        return path
+
+    def path_up(self, joint):
+        """Return a joint and all joints above it, up to the root."""
+        path = [joint]
+        while self.parents[path[-1]] >= 0:
+            path.append(self.parents[path[-1]])
+        return path
+
+    def arc(self, path):
+        """Return the length of the way along a path of joints, each the parent of the next."""
+        return sum(self.lengths[joint] for joint in path[1:])
+
+    def side(self, path):
+        """Return the side that most of a path's names say, or None."""
+        sides = Counter(self.names[joint].side for joint in path if self.names[joint].side)
+        return sides.most_common(1)[0][0] if sides else None
+
+
+def _fit_limb(tree, path, roles):
+    """Return (score, indices in `path`) of the three joints that best make a leg or an arm.
+
+    Two long bones of like length, with little after them, and names that fit.
+    """
+    along = list(itertools.accumulate(tree.lengths[joint] for joint in path))
+    named = [[tree.names[joint].score(role) for joint in path] for role in roles]
+    best = (-math.inf, None)
+    for a, b, c in itertools.combinations(range(len(path)), 3):
+        upper, lower = along[b] - along[a], along[c] - along[b]
+        if min(upper, lower) <= 0.05 * along[-1]:
+            continue
+        score = named[0][a] + named[1][b] + named[2][c] + (upper + lower) / along[-1] - 0.02 * a
+        score -= min(4 * math.log(upper / lower) ** 2, 3)      # names in full outweigh a strange ratio
+        if score > best[0]:
+            best = (score, (a, b, c))
+    return best
+
+
+def _find_pairs(tree):
+    """Return pairs of limbs, (joint they hang on, left path, right path, whether names tell the sides)."""
+    pairs = []
+    for joint, children in enumerate(tree.children):
+        paths = [tree.path_down(child) for child in children]
+        for one, other in itertools.combinations([path for path in paths if len(path) > 2], 2):
+            lengths = [tree.lengths[path[0]] + tree.reach[path[0]] for path in (one, other)]
+            sides = (tree.side(one), tree.side(other))
+            if max(lengths) > 2 * min(lengths):
+                continue
+            if sides in (("left", "right"), ("right", "left")):
+                pairs.append((joint, *((one, other) if sides[0] == "left" else (other, one)), True))
+            elif sides == (None, None) and max(lengths) < 1.1 * min(lengths):
+                pairs.append((joint, one, other, False))
+    return pairs
+
+
+def _choose_limbs(tree):
+    """Return (legs, arms), each (joint, left path, right path, named, left fit, right fit). None: no person's."""
+    fits = []
+    for pair in _find_pairs(tree):
+        fits.append([(pair, *(_fit_limb(tree, path, roles) for path in pair[1:3])) for roles in (LEG, ARM)])
+    best, found = -math.inf, None
+    for (legs, _), (_, arms) in itertools.permutations(fits, 2):
+        if None in (legs[1][1], legs[2][1], arms[1][1], arms[2][1]):
+            continue
+        base, chest = legs[0][0], arms[0][0]
+        above = tree.path_up(chest)
+        trunk = list(itertools.takewhile(lambda joint, stop=set(tree.path_up(base)): joint not in stop, above))
+        if not trunk:
+            continue    # the arms hang where the legs do, or below them
+        leg = tree.arc(legs[0][1])
+        score = legs[1][0] + legs[2][0] + arms[1][0] + arms[2][0]
+        score -= max(0.0, tree.arc(arms[0][1]) / max(leg, 1e-9) - 1.2)
+        score -= 5 * (sum(tree.lengths[joint] for joint in trunk) < 0.15 * leg)
+        if score > best:
+            best, found = score, (legs, arms)
+    return found
+
+
+def _limb_map(tree, limb, roles):
+    """Return {side_role: joint} of a pair of limbs, with collars and feet where there are any."""
+    (_, *paths, _), *fits = limb
+    joints = {}
+    for side, path, (_, chosen) in zip(("left", "right"), paths, fits):
+        joints |= {f"{side}_{role}": path[index] for role, index in zip(roles, chosen)}
+        upper = tree.arc(path[chosen[0]:chosen[1] + 1])
+        if roles is ARM:
+            before = [i for i in range(chosen[0]) if not tree.names[path[i]].passed_over]
+            far = [i for i in before if tree.arc(path[i:chosen[0] + 1]) >= 0.2 * upper]
+            if before:
+                joints[f"{side}_collar"] = path[far[-1] if far else before[-1]]
+        else:
+            after = range(chosen[2] + 1, len(path))
+            far = [i for i in after if tree.arc(path[chosen[2]:i + 1]) >= 0.1 * upper]
+            named = [i for i in after if tree.names[path[i]].score("foot") > 0]
+            if named or far:
+                joints[f"{side}_foot"] = path[(named or far)[0]]
+    return joints
+
+
+def _head_path(tree, trunk, limbs):
+    """Return the way from the trunk to the head, without the joint of the trunk. trunk: from the chest down."""
+    best, found = 0, []
+    for depth, joint in enumerate(trunk):
+        for child in tree.children[joint]:
+            if child in trunk or child in limbs:
+                continue
+            below = [child]
+            for one in below:
+                below += tree.children[one]
+            heads = [one for one in below if tree.names[one].score("head") > 0]
+            ends = heads[:1] or [one for one in tree.path_down(child) if not tree.names[one].passed_over][-1:]
+            path = tree.path_up(ends[0])[::-1] if ends else []
+            path = path[path.index(child):] if child in path else []
+            score = len(path) and 3 * bool(heads) + any(tree.names[one].score("neck") > 0 for one in path) + \
+                tree.arc([joint, *path]) / max(tree.reach[joint], 1e-9) - depth
+            if path and score > best:
+                best, found = score, path
+    return found
+
+
+def _spine_map(tree, chain, rest):
+    """Return {spine1 … spine3: joint} for the joints between pelvis and neck. rest: length from the last on."""
+    along = np.cumsum([tree.lengths[joint] for joint in chain])
+    shares = along / max(along[-1] + rest, 1e-9) if len(chain) else along
+    if len(chain) == 2:
+        return dict(spine1=chain[0], spine3=chain[1])
+    slots = itertools.combinations(range(3), min(3, len(chain)))
+    picks = list(itertools.combinations(range(len(chain)), min(3, len(chain))))
+    choices = [(sum(abs(shares[i] - SPINE_AT[slot]) for i, slot in zip(pick, own)), pick, own)
+               for own in slots for pick in picks]
+    _, pick, own = min(choices)
+    return {SPINE[slot]: chain[i] for i, slot in zip(pick, own)}
+
+
+def recognise(names, parents, lengths):
+    """Return ({target joint: index}, confidence from 0 to 1, whether names tell the sides).
+
+    names: J joint names. parents: J indices, a parent before its children, -1 for the root. lengths: J bone lengths.
+    Targets that the skeleton lacks are left out. Raises UserError for a hierarchy that has no person's limbs.
+    """
+    tree = Tree(names, parents, lengths)
+    limbs = _choose_limbs(tree)
+    if limbs is None:
+        raise UserError("no human skeleton: found no pair of legs and pair of arms on one trunk; give --joint-map FILE")
+    legs, arms = limbs
+    joints = _limb_map(tree, legs, LEG) | _limb_map(tree, arms, ARM)
+    base, chest = legs[0][0], arms[0][0]
+    below = tree.path_up(base)
+    fork = next(joint for joint in tree.path_up(chest) if joint in below)
+    leg = tree.arc(legs[0][1])
+    near = [joint for joint in below[below.index(fork):]
+            if tree.arc(below[below.index(fork):below.index(joint) + 1][::-1]) < 0.3 * leg]
+    hips = [joint for joint in (*near, *below[:below.index(fork)]) if tree.names[joint].score("pelvis") > 0]
+    joints["pelvis"] = hips[0] if hips else fork
+    up = tree.path_up(chest)
+    start = joints["pelvis"] if joints["pelvis"] in up else fork
+    trunk = up[:up.index(start)]                        # from the chest down, without the pelvis
+    head = _head_path(tree, [*trunk, start], {path[0] for path in (*legs[0][1:3], *arms[0][1:3])})
+    if not head:
+        raise UserError("no human skeleton: found no head above the arms; give --joint-map FILE")
+    joints["head"] = head[-1]
+    necks = [joint for joint in trunk[::-1] if tree.names[joint].score("neck") > 0]
+    chain = [joint for joint in trunk[::-1] if joint not in necks]
+    necks += head[:-1]
+    if necks:
+        joints["neck"] = necks[0]
+    joints |= _spine_map(tree, chain, tree.arc([0, *(necks[:1] or head)]))
+    limb_names = [tree.names[joint].score(target.split("_")[1]) for target, joint in joints.items() if "_" in target]
+    confidence = 0.5 + 0.5 * max(0.0, sum(limb_names) / len(limb_names))
+    return joints, round(confidence, 2), legs[0][3] and arms[0][3]
