@@ -18,20 +18,21 @@ BODY = "thigh|up|low|leg|hip|femur|shin|calf|tib|knee|ankle|foot|toe|clav|coll|s
 # what a name without its side speaks for; the first pattern that is found counts
 WORDS = (
     (r"thumb|index|middle|^mid$|ring|pink|little|finger|carpal|eye|jaw|tongue|lip|brow", ()),
-    (r"toe|ball|forefoot|metatars", ("foot",)),
+    (r"toe|ball|forefoot|metatars|つま先", ("foot",)),
     (r"thigh|up(per)?leg|uleg|femur", ("hip",)),
-    (r"shin|calf|lo(w|wer)?leg|knee|tibia", ("knee",)),
-    (r"ankle|foot", ("ankle",)),
-    (r"clav|collar|scap", ("collar",)),
-    (r"fore?arm|lo(w|wer)?arm|farm|elbow|radius|ulna", ("elbow",)),
-    (r"up(per)?arm|uarm|humer|shldr|bicep", ("shoulder",)),
-    (r"hand|wrist", ("wrist",)),
+    (r"shin|calf|lo(w|wer)?leg|knee|tibia|ひざ", ("knee",)),
+    (r"ankle|足首", ("ankle",)),
+    (r"foot", ("ankle", "foot")),
+    (r"clav|collar|scap|肩", ("collar",)),
+    (r"fore?arm|lo(w|wer)?arm|farm|elbow|radius|ulna|ひじ", ("elbow",)),
+    (r"up(per)?arm|uarm|humer|shldr|bicep|腕", ("shoulder",)),
+    (r"hand|wrist|手首", ("wrist",)),
     (r"shoulder", ("collar", "shoulder")),
     (r"arm(?!ature)", ("shoulder",)),
-    (r"leg", ("knee", "hip")),
+    (r"leg|足", ("knee", "hip")),
     (r"pelvis|hip", ("pelvis", "hip")),
-    (r"neck", ("neck",)),
-    (r"head|skull", ("head",)),
+    (r"neck|首", ("neck",)),
+    (r"head|skull|頭", ("head",)),
 )
 PASSED_OVER = r"twist|roll"
 PASSED_OVER_WORDS = {"end", "nub", "tip", "top", "null", "site", "ik", "pole", "target", "helper", "effector"}
@@ -112,9 +113,8 @@ class Tree:
         return sum(self.lengths[joint] for joint in path[1:])
 
     def side(self, path):
-        """Return the side that most of a path's names say, or None."""
-        sides = Counter(self.names[joint].side for joint in path if self.names[joint].side)
-        return sides.most_common(1)[0][0] if sides else None
+        """Return the side of a limb: the first that its names say, unless they say it late."""
+        return self.names[path[0]].side or self.names[path[1]].side
 
 
 def _fit_limb(tree, path, roles):
@@ -130,7 +130,7 @@ def _fit_limb(tree, path, roles):
         if min(upper, lower) <= 0.05 * along[-1]:
             continue
         score = named[0][a] + named[1][b] + named[2][c] + (upper + lower) / along[-1] - 0.02 * a
-        score -= min(4 * math.log(upper / lower) ** 2, 3)      # names in full outweigh a strange ratio
+        score -= min(4 * math.log(upper / lower) ** 2, 1.5)    # names in full outweigh a strange ratio
         if score > best[0]:
             best = (score, (a, b, c))
     return best
@@ -142,13 +142,12 @@ def _find_pairs(tree):
     for joint, children in enumerate(tree.children):
         paths = [tree.path_down(child) for child in children]
         for one, other in itertools.combinations([path for path in paths if len(path) > 2], 2):
-            lengths = [tree.lengths[path[0]] + tree.reach[path[0]] for path in (one, other)]
-            sides = (tree.side(one), tree.side(other))
-            if max(lengths) > 2 * min(lengths):
-                continue
-            if sides in (("left", "right"), ("right", "left")):
+            bones = [[tree.lengths[joint] for joint in path] for path in (one, other)]
+            reach, sides = max(map(sum, bones)), (tree.side(one), tree.side(other))
+            if sides in (("left", "right"), ("right", "left")) and reach < 2 * min(map(sum, bones)):
                 pairs.append((joint, *((one, other) if sides[0] == "left" else (other, one)), True))
-            elif sides == (None, None) and max(lengths) < 1.1 * min(lengths):
+            elif sides == (None, None) and len(one) == len(other) and \
+                    max(abs(a - b) for a, b in zip(*bones)) < 0.05 * reach:
                 pairs.append((joint, one, other, False))
     return pairs
 
