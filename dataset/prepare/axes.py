@@ -13,9 +13,12 @@ UPRIGHT = 0.5           # least cosine between the expected axis and trunk and l
 UPRIGHT_ELSEWHERE = 0.8     # the same along another axis: who lies or leans is not stood up
 MOST = 0.6              # share of the frames that must agree
 CLEARLY = 0.4           # how much smaller the better of two costs must be
+AT_ZERO = 0.15          # legs between a floor at zero and the lowest joints of who lies on it
 FLOATING = 0.3          # metres between the floor and the lowest joint
 # lengths as shares of the leg's, least and most, of people from pose estimates to cartoons
-PROPORTIONS = dict(arm=(0.3, 0.95), trunk=(0.3, 1.3), hips=(0.02, 0.7), shoulders=(0.1, 1.2), head=(0.0, 0.8))
+PROPORTIONS = dict(arm=(0.25, 0.9), trunk=(0.33, 1.1), hips=(0.02, 0.7), shoulders=(0.1, 1.1), head=(0.0, 0.8))
+LONGEST = 0.75          # of any bone, in legs
+UNSTEADY = 0.3          # share by which a bone of an array may change its length
 
 
 def thin_out(joints):
@@ -77,9 +80,12 @@ def find_unit(joints, spec):
     return "none known, scaled to a typical leg", TYPICAL_LEG / leg
 
 
-def check_proportions(joints, spec):
-    """Raise UserError for joints (T, J, 3) in any unit whose bones are no person's, as in another joint order."""
-    body, leg = name_joints(joints, spec), leg_length(joints, spec)
+def check_proportions(joints, spec, rigid=False):
+    """Raise UserError for joints (T, J, 3) in any unit whose bones are no person's, as in another joint order.
+
+    rigid: whether bones must keep their lengths.
+    """
+    body, leg = name_joints(joints, spec), max(leg_length(joints, spec), 1e-9)
     shares = dict(
         arm=max(_limb(body, side, "shoulder", "elbow", "wrist") for side in ("left", "right")),
         trunk=np.median(_length(_middle(body, "shoulder") - _middle(body, "hip"))),
@@ -87,7 +93,7 @@ def check_proportions(joints, spec):
         shoulders=np.median(_length(body["left_shoulder"] - body["right_shoulder"])),
         head=np.median(_length(body["head"] - body["neck"])))
     for what, (low, high) in PROPORTIONS.items():
-        share = shares[what] / max(leg, 1e-9)
+        share = shares[what] / leg
         if not low <= share <= high:
             raise UserError(f"no person's proportions: {what} {share:.2f} of the leg, expected {low} to {high}; "
                             "are the joints in another order? Else give --joint-map")
@@ -96,12 +102,10 @@ def check_proportions(joints, spec):
         if not max(left, right) <= 1.6 * min(left, right):
             raise UserError(f"left and right {'-'.join(names)} differ: {left:.3g} and {right:.3g}; "
                             "are the joints in another order? Else give --joint-map")
-        for side in ("left", "right"):
-            lengths = _length(body[f"{side}_{names[0]}"] - body[f"{side}_{names[1]}"])
-            low, high = np.percentile(lengths, (5, 95))
-            if high - low > 0.3 * np.median(lengths):
-                raise UserError(f"{side} {names[0]}-{names[1]} changes its length, {low:.3g} to {high:.3g}; are the "
-                                "joints in another order?")
+    low, usual, high = np.percentile(_length(joints[:, 1:] - joints[:, spec.parents[1:]]), (5, 50, 95), axis=0) / leg
+    for name, least, length, most in zip(spec.joint_names[1:], low, usual, high):
+        if length > LONGEST or rigid and length > 0.15 and most - least > UNSTEADY * length:
+            raise UserError(f"the bone to {name} is {least:.2f} to {most:.2f} legs long; are the joints in another order?")
 
 
 def _middle(body, name):
@@ -148,9 +152,10 @@ def find_up(joints, rest, spec):
         if resting or cost[better] > 0.5 * CLEARLY * cost["y"]:
             return expected
         moving = better
-    elif cost[moving] < CLEARLY * cost[expected]:
+    opposite = moving[-1] == expected[-1]
+    if cost[moving] < CLEARLY * cost[expected] and (opposite or not resting or cost[expected] > 2 * AT_ZERO):
         return moving
-    elif cost[expected] < CLEARLY * cost[moving]:
+    if resting and cost[expected] < CLEARLY * cost[moving] and (opposite or cost[expected] < AT_ZERO):
         return expected
     raise UserError(f"up may be {moving} (by the motion) or {expected} (by the zero pose, or as usual); "
                     f"give --up={moving} or --up={expected}")
@@ -185,7 +190,7 @@ def walks_on_fours(joints, spec):
     trunk, _ = _trunk_and_legs(joints, spec)
     hands, feet, hips = (_middle(body, name)[:, 1] for name in ("wrist", "ankle", "hip"))
     return bool(np.median(trunk[:, 1]) < 0.6 and np.median(np.abs(hands - feet)) < 0.4 * leg
-                and np.median(hips - feet) > 0.7 * leg)
+                and np.median(hips - feet) > 0.6 * leg)
 
 
 def posture_problems(joints, spec):
@@ -195,7 +200,7 @@ def posture_problems(joints, spec):
     """
     joints = thin_out(joints)
     try:
-        check_proportions(joints, spec)
+        check_proportions(joints, spec, rigid=True)
     except UserError as error:
         return [str(error).split(";")[0]]
     problems, up = [], _upright_axis(joints, spec)

@@ -130,6 +130,7 @@ def _fit_limb(tree, path, roles):
         if min(upper, lower) <= 0.05 * along[-1]:
             continue
         score = named[0][a] + named[1][b] + named[2][c] + (upper + lower) / along[-1] - 0.02 * a
+        score -= along[a] < 0.03 * along[-1]    # hips and shoulders lie apart from the trunk
         score -= min(4 * math.log(upper / lower) ** 2, 1.5)    # names in full outweigh a strange ratio
         if score > best[0]:
             best = (score, (a, b, c))

@@ -124,7 +124,7 @@ def _stand_up(joints, rest, sided, reading, found):
     if not axes.leg_length(few, spec) > 0:
         raise UserError("a leg has no length; expected hip, knee and ankle apart")
     if not reading.joint_map:
-        axes.check_proportions(few, spec)
+        axes.check_proportions(few, spec, rigid=rest is None)
     found["up"] = axes.find_up(few, rest, spec) if reading.up == "auto" else reading.up
     unit, scale = axes.find_unit(few, spec) if not reading.scale else (f"x {reading.scale:g}", reading.scale)
     found["unit"] = unit
