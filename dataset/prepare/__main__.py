@@ -19,16 +19,17 @@ def parse_args(argv=None):
     parser.add_argument("source", nargs="*",
                         help="folders or files: .bvh, or joints (T, 22, 3) as .npy or .npz")
     parser.add_argument("--out", metavar="DIR", help="training folder to write")
-    parser.add_argument("--explain", action="store_true", help="say what is recognised in the sources; write nothing")
+    parser.add_argument("--explain", action="store_true", help="print what is recognised; write nothing")
     parser.add_argument("--dataname", choices=("t2m", "kit"), default="t2m",
                         help="layout to write: 22 joints, 263 features, 20 fps; or 21, 251, 12.5")
     group = parser.add_argument_group("reading")
-    group.add_argument("--joint-map", metavar="FILE", help="JSON of {target joint: source joint}, for some or all")
+    group.add_argument("--joint-map", metavar="FILE", help="JSON of {target: source joint}, all or some")
     group.add_argument("--scale", type=POSITIVE, help="metres per unit of the source; None: found")
     group.add_argument("--up", type=str.strip, choices=("y", "z", "-y", "-z", "auto"), default="auto",
                        help="up axis of the source; auto: found from the motion")
-    group.add_argument("--swap-sides", action="store_true", help="exchange left and right, for mirrored sources")
-    group.add_argument("--fps", type=POSITIVE, help="frames per second; None: a BVH file's own, the data set's for joints")
+    group.add_argument("--swap-sides", action="store_true", help="exchange left and right (mirrored sources)")
+    group.add_argument("--fps", type=POSITIVE,
+                       help="frames per second; None: a BVH file's own, for joints the data set's")
     group = parser.add_argument_group("writing")
     group.add_argument("--split", type=WEIGHT, nargs=3, metavar=("TRAIN", "VAL", "TEST"),
                        default=(0.8, 0.05, 0.15), help="shares of the splits")

@@ -7,7 +7,7 @@ from utils.errors import UserError
 TURNS = {"y": ((0, 1, 2), (1, 1, 1)), "z": ((0, 2, 1), (1, 1, -1)),
          "-y": ((0, 1, 2), (1, -1, -1)), "-z": ((0, 2, 1), (1, -1, 1))}
 UNITS = {"m": 1.0, "cm": 0.01, "mm": 0.001, "inches": 0.0254, "feet": 0.3048, "dm": 0.1}    # in metres
-ADULT, ANYBODY = (0.65, 1.02), (0.4, 1.15)      # metres from hip over knee to ankle; the second from child to giant
+ADULT, ANYBODY = (0.65, 1.02), (0.4, 1.15)      # metres from hip to ankle; the second from child to giant
 TYPICAL_LEG = 0.82
 UPRIGHT = 0.5           # least cosine between the expected axis and trunk and legs that are upright
 UPRIGHT_ELSEWHERE = 0.8     # the same along another axis: who lies or leans is not stood up
@@ -16,7 +16,7 @@ CLEARLY = 0.4           # how much smaller the better of two costs must be
 AT_ZERO = 0.15          # legs between a floor at zero and the lowest joints of who lies on it
 FLOATING = 0.3          # metres between the floor and the lowest joint
 # lengths as shares of the leg's, least and most, of people from pose estimates to cartoons
-PROPORTIONS = dict(arm=(0.25, 0.9), trunk=(0.33, 1.1), hips=(0.02, 0.7), shoulders=(0.1, 1.1), head=(0.0, 0.8))
+PROPORTIONS = dict(arm=(0.25, 0.9), trunk=(0.33, 1.1), hips=(0.02, 0.7), shoulders=(0.1, 1.1), head=(0, 0.8))
 LONGEST = 0.75          # of any bone, in legs
 UNSTEADY = 0.3          # share by which a bone of an array may change its length
 
@@ -81,7 +81,7 @@ def find_unit(joints, spec):
 
 
 def check_proportions(joints, spec, rigid=False):
-    """Raise UserError for joints (T, J, 3) in any unit whose bones are no person's, as in another joint order.
+    """Raise UserError for joints (T, J, 3) whose bones are no person's, as in another joint order.
 
     rigid: whether bones must keep their lengths.
     """
@@ -95,17 +95,20 @@ def check_proportions(joints, spec, rigid=False):
     for what, (low, high) in PROPORTIONS.items():
         share = shares[what] / leg
         if not low <= share <= high:
-            raise UserError(f"no person's proportions: {what} {share:.2f} of the leg, expected {low} to {high}; "
+            raise UserError(f"no person's proportions: {what} {share:.2f} legs, expected {low} to {high}; "
                             "are the joints in another order? Else give --joint-map")
     for names in (("hip", "knee"), ("knee", "ankle"), ("shoulder", "elbow", "wrist")):
         left, right = (_limb(body, side, *names) for side in ("left", "right"))
         if not max(left, right) <= 1.6 * min(left, right):
             raise UserError(f"left and right {'-'.join(names)} differ: {left:.3g} and {right:.3g}; "
                             "are the joints in another order? Else give --joint-map")
-    low, usual, high = np.percentile(_length(joints[:, 1:] - joints[:, spec.parents[1:]]), (5, 50, 95), axis=0) / leg
+    bones = _length(joints[:, 1:] - joints[:, spec.parents[1:]]) / leg
+    low, usual, high = np.percentile(bones, (5, 50, 95), axis=0)
     for name, least, length, most in zip(spec.joint_names[1:], low, usual, high):
-        if length > LONGEST or rigid and length > 0.15 and most - least > UNSTEADY * length:
-            raise UserError(f"the bone to {name} is {least:.2f} to {most:.2f} legs long; are the joints in another order?")
+        unsteady = rigid and length > 0.15 and most - least > UNSTEADY * length
+        if length > LONGEST or unsteady:
+            raise UserError(f"the bone to {name} is {least:.2f} to {most:.2f} legs long; "
+                            "are the joints in another order?")
 
 
 def _middle(body, name):
@@ -138,8 +141,8 @@ def _floor_cost(joints, spec, up):
 def find_up(joints, rest, spec):
     """Return the up axis: y, z, -y or -z. joints: (T, J, 3). rest: (1, J, 3) of the zero pose, or None.
 
-    The motion's axis counts where the zero pose agrees or shows no person. Where they differ, as in a person who
-    lies along z or stands on the hands, the floor decides. Raises UserError where it cannot.
+    The motion's axis counts where the zero pose agrees or shows no person. Where they differ, as in a person
+    who lies along z or stands on the hands, the floor decides. Raises UserError where it cannot.
     """
     resting = _upright_axis(rest, spec) if rest is not None else None
     expected = resting or "y"
@@ -213,5 +216,6 @@ def posture_problems(joints, spec):
     if is_mirrored(joints, spec):
         problems.append("mirrored: knees and toes point backwards")
     if abs(lowest) > FLOATING:
-        problems.append(f"{'floating' if lowest > 0 else 'sunk'}: the lowest joint is usually at {lowest:.2f} m")
+        word = "floating" if lowest > 0 else "sunk"
+        problems.append(f"{word}: the lowest joint is usually at {lowest:.2f} m")
     return problems

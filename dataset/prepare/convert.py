@@ -280,7 +280,7 @@ def _describe(records, rejected):
     for name, record in records.items():
         found = dict(record["found"])
         joints = found.pop("map", {})
-        yield f"{name}: {record['frames']} frames" + "".join(f"; {what} {value}" for what, value in found.items())
+        yield "; ".join([f"{name}: {record['frames']} frames", *(f"{what} {found[what]}" for what in found)])
         yield from (f"    {target} = {describe_entry(entry)}" for target, entry in joints.items())
     yield from (f"rejected: {why}" for why in rejected.values())
 

@@ -13,7 +13,7 @@ from utils.errors import UserError
 from utils.motion_spec import KIT, T2M
 
 SPINE = ("pelvis", "spine1", "spine2", "spine3", "neck")
-PLACED = (*SPINE[1:], "left_collar", "right_collar", "left_foot", "right_foot")     # put in where they are missing
+PLACED = (*SPINE[1:], "left_collar", "right_collar", "left_foot", "right_foot")     # put in if missing
 DEGENERATE = 0.01       # a bone shorter than this share of the thigh has no direction of its own
 NECK_AT = 0.68          # HumanML3D's neck on the way from spine3 to head
 FOOT = 0.36             # HumanML3D's foot, from the ankle to the ball, in thighs
@@ -39,15 +39,15 @@ def read_map(path):
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; expected a JSON file of joint names") from None
     except ValueError as error:
-        raise UserError(f"{path}: not JSON ({str(error)[:80]}); expected {{\"pelvis\": \"Hips\", …}}") from None
+        raise UserError(f"{path}: not JSON ({str(error)[:60]}); expected {{\"pelvis\": \"Hips\"}}") from None
     if not isinstance(joints, dict) or not joints:
         raise UserError(f"{path}: holds no names; expected {{\"pelvis\": \"Hips\", …}}")
     spec = KIT if "root" in joints else T2M
     for target, entry in joints.items():
         if target not in spec.joint_names:
-            raise UserError(f"{path}: names {target[:40]}; expected joints of {', '.join(spec.joint_names)}"[:200])
-        between = isinstance(entry, list) and len(entry) == 3 and all(isinstance(name, str) for name in entry[:2]) \
-            and isinstance(entry[2], (int, float))
+            raise UserError(f"{path}: names {target[:40]}; expected {', '.join(spec.joint_names)}"[:200])
+        kinds = [type(part) for part in entry] if isinstance(entry, list) else []
+        between = kinds in ([str, str, float], [str, str, int])
         if not isinstance(entry, str) and not between:
             found = json.dumps(entry)[:60]
             raise UserError(f"{path}: {target} is {found}; expected a joint's name or [name, name, share]")
@@ -60,16 +60,16 @@ def describe_entry(entry):
 
 
 def find_map(names, parents, lengths, own):
-    """Return (map, what is known of it, whether the names tell the sides). own: a map that goes before, or None.
+    """Return (map, how it was found, whether the names tell the sides). own: a map that goes before, or None.
 
-    Raises UserError where joints are neither recognised nor in `own`, or `own` names a joint that is not there.
+    Raises UserError for joints neither recognised nor in `own`, and for a joint in `own` that is not there.
     """
     own = own or {}
     known = {plain(name) for name in names}
     for entry in own.values():
         for name in [entry] if isinstance(entry, str) else entry[:2]:
             if plain(name) not in known:
-                raise UserError(f"no joint {name[:40]}, which --joint-map names; --explain FILE lists the joints")
+                raise UserError(f"no joint {name[:40]}, which --joint-map names; the file has others")
     wanted = KIT.joint_names if "root" in own else [name for name in T2M.joint_names if name not in PLACED]
     if all(target in own for target in wanted):
         return own, "by --joint-map", True
@@ -97,7 +97,7 @@ def map_joints(positions, names, joints):
 
 
 def _complete(body):
-    """Put in the joints that are missing, or fall together with the joint before: neck, spine, collars, feet."""
+    """Put in the joints that are missing or fall together with their parent: neck, spine, collars, feet."""
     thigh = _apart(body, "left_hip", "left_knee")
     if "neck" not in body:
         chest = next((body[name] for name in SPINE[3:0:-1] if name in body), body["pelvis"])
@@ -115,7 +115,8 @@ def _complete(body):
             body[name] = (1 - share) * body[SPINE[i - 1]] + share * body[SPINE[after]]
     for side in ("left", "right"):
         collar, shoulder, foot = f"{side}_collar", f"{side}_shoulder", f"{side}_foot"
-        if collar not in body or min(_apart(body, "spine3", collar), _apart(body, collar, shoulder)) < DEGENERATE * thigh:
+        ends = (shoulder, "spine3")
+        if collar not in body or min(_apart(body, collar, end) for end in ends) < DEGENERATE * thigh:
             body[collar] = 0.6 * (body["spine3"] + body["neck"]) / 2 + 0.4 * body[shoulder]
         if foot not in body or _apart(body, foot, f"{side}_ankle") < DEGENERATE * thigh:
             shin = body[f"{side}_ankle"] - body[f"{side}_knee"]
@@ -132,6 +133,6 @@ def to_kit(joints):
     """HumanML3D's joints (T, 22, 3) → KIT's (T, 21, 3)."""
     body = dict(zip(T2M.joint_names, np.moveaxis(joints, 1, 0)))
     placed = {name: body[source] for name, source in KIT_FROM_SMPL.items()}
-    for side in ("left", "right"):  # SMPL's foot ends at the ball: the toes go on as far again as half the foot
+    for side in ("left", "right"):  # SMPL's foot ends at the ball: the toes go on by half of it
         placed[f"{side}_toe"] = 1.5 * body[f"{side}_foot"] - 0.5 * body[f"{side}_ankle"]
     return np.stack([placed[name] for name in KIT.joint_names], 1)

@@ -1,4 +1,4 @@
-"""Which joints of a hierarchy are a person's: recognised by its chains and bone lengths, with names as evidence."""
+"""Recognise a person's joints in a hierarchy by its chains and bone lengths, with names as evidence."""
 import itertools
 import math
 import re
@@ -12,9 +12,9 @@ from utils.errors import UserError
 
 LEG, ARM = ("hip", "knee", "ankle"), ("shoulder", "elbow", "wrist")
 SPINE = ("spine1", "spine2", "spine3")
-SPINE_AT = (0.24, 0.50, 0.60)   # HumanML3D's spine joints along the way from pelvis to neck, as shares of its length
-BODY = "thigh|up|low|leg|hip|femur|shin|calf|tib|knee|ankle|foot|toe|clav|coll|should|shld|arm|[uf]arm|fore|hum|elb|" \
-       "rad|hand|wrist|butt"
+SPINE_AT = (0.24, 0.50, 0.60)   # HumanML3D's spine joints, as shares of the way from pelvis to neck
+BODY = "thigh|up|low|leg|hip|femur|shin|calf|tib|knee|ankle|foot|toe|clav|coll|should|shld|[uf]?arm|fore|" \
+       "hum|elb|rad|hand|wrist|butt"
 # what a name without its side speaks for; the first pattern that is found counts
 WORDS = (
     (r"thumb|index|middle|^mid$|ring|pink|little|finger|carpal|eye|jaw|tongue|lip|brow", ()),
@@ -36,13 +36,13 @@ WORDS = (
 )
 PASSED_OVER = r"twist|roll"
 PASSED_OVER_WORDS = {"end", "nub", "tip", "top", "null", "site", "ik", "pole", "target", "helper", "effector"}
-SIDES = {"left": "left", "l": "left", "lft": "left", "lt": "left", "right": "right", "r": "right", "rgt": "right",
-         "rt": "right", "左": "left", "右": "right"}
+SIDES = {**dict.fromkeys(("left", "l", "lft", "lt", "左"), "left"),
+         **dict.fromkeys(("right", "r", "rgt", "rt", "右"), "right")}
 
 
 @dataclass(frozen=True)
 class Name:
-    """What a joint's name says: left, right or None; the roles it may have; whether it is no joint of its own."""
+    """What a joint's name says: its side or None, the roles it may have, whether it is passed over."""
 
     side: str
     roles: tuple
@@ -70,7 +70,7 @@ def read_name(name, prefix=""):
     elif not sides and re.search("(left|right)$", rest):
         sides, rest = [SIDES[re.search("(left|right)$", rest).group()]], re.sub("(left|right)$", "", rest)
     roles = next((roles for pattern, roles in WORDS if re.search(pattern, rest)), ())
-    passed_over = bool(re.search(PASSED_OVER, rest)) or not PASSED_OVER_WORDS.isdisjoint(words) or name.endswith(END)
+    passed_over = bool(re.search(PASSED_OVER, rest) or PASSED_OVER_WORDS & {*words} or name.endswith(END))
     return Name(sides[0] if sides else None, roles, passed_over)
 
 
@@ -92,13 +92,17 @@ class Tree:
                 self.children[parent].append(joint)
         self.reach = [0.0] * len(names)                 # the longest way down from each joint
         for joint in reversed(range(len(names))):
-            self.reach[joint] = max((lengths[child] + self.reach[child] for child in self.children[joint]), default=0)
+            self.reach[joint] = max(map(self.way_down, self.children[joint]), default=0)
+
+    def way_down(self, joint):
+        """Return the length of the longest way from a joint's parent over it down."""
+        return self.lengths[joint] + self.reach[joint]
 
     def path_down(self, joint):
         """Return the joints on the longest way down from a joint, itself first."""
         path = [joint]
         while self.children[path[-1]]:
-            path.append(max(self.children[path[-1]], key=lambda child: self.lengths[child] + self.reach[child]))
+            path.append(max(self.children[path[-1]], key=self.way_down))
         return path
 
     def path_up(self, joint):
@@ -154,7 +158,7 @@ def _find_pairs(tree):
 
 
 def _choose_limbs(tree):
-    """Return (legs, arms), each (joint, left path, right path, named, left fit, right fit). None: no person's."""
+    """Return (legs, arms), each (pair, left fit, right fit), or None where there are no such limbs."""
     fits = []
     for pair in _find_pairs(tree):
         fits.append([(pair, *(_fit_limb(tree, path, roles) for path in pair[1:3])) for roles in (LEG, ARM)])
@@ -164,7 +168,8 @@ def _choose_limbs(tree):
             continue
         base, chest = legs[0][0], arms[0][0]
         above = tree.path_up(chest)
-        trunk = list(itertools.takewhile(lambda joint, stop=set(tree.path_up(base)): joint not in stop, above))
+        below = tree.path_up(base)
+        trunk = [joint for joint in above if joint not in below]
         if not trunk:
             continue    # the arms hang where the legs do, or below them
         leg = tree.arc(legs[0][1])
@@ -198,7 +203,7 @@ def _limb_map(tree, limb, roles):
 
 
 def _head_path(tree, trunk, limbs):
-    """Return the way from the trunk to the head, without the joint of the trunk. trunk: from the chest down."""
+    """Return the joints from the trunk to the head, the trunk's left out. trunk: from the chest down."""
     best, found = 0, []
     for depth, joint in enumerate(trunk):
         for child in tree.children[joint]:
@@ -219,7 +224,7 @@ def _head_path(tree, trunk, limbs):
 
 
 def _spine_map(tree, chain, rest):
-    """Return {spine1 … spine3: joint} for the joints between pelvis and neck. rest: length from the last on."""
+    """Return {spine1 … spine3: joint} of the joints between pelvis and neck. rest: length after the last."""
     along = np.cumsum([tree.lengths[joint] for joint in chain])
     shares = along / max(along[-1] + rest, 1e-9) if len(chain) else along
     if len(chain) == 2:
@@ -235,13 +240,13 @@ def _spine_map(tree, chain, rest):
 def recognise(names, parents, lengths):
     """Return ({target joint: index}, confidence from 0 to 1, whether names tell the sides).
 
-    names: J joint names. parents: J indices, a parent before its children, -1 for the root. lengths: J bone lengths.
+    names: J. parents: J indices, a parent before its children, -1 for the root. lengths: J, of the bones.
     Targets that the skeleton lacks are left out. Raises UserError for a hierarchy that has no person's limbs.
     """
     tree = Tree(names, parents, lengths)
     limbs = _choose_limbs(tree)
     if limbs is None:
-        raise UserError("no human skeleton: found no pair of legs and pair of arms on one trunk; give --joint-map FILE")
+        raise UserError("no human skeleton: found no two legs and two arms on a trunk; give --joint-map FILE")
     legs, arms = limbs
     joints = _limb_map(tree, legs, LEG) | _limb_map(tree, arms, ARM)
     base, chest = legs[0][0], arms[0][0]
@@ -265,6 +270,7 @@ def recognise(names, parents, lengths):
     if necks:
         joints["neck"] = necks[0]
     joints |= _spine_map(tree, chain, tree.arc([0, *(necks[:1] or head)]))
-    limb_names = [tree.names[joint].score(target.split("_")[1]) for target, joint in joints.items() if "_" in target]
-    confidence = 0.5 + 0.5 * max(0.0, sum(limb_names) / len(limb_names))
+    limbs = {target.split("_")[1]: joint for target, joint in joints.items() if "_" in target}
+    scores = [tree.names[joint].score(role) for role, joint in limbs.items()]
+    confidence = 0.5 + 0.5 * max(0.0, sum(scores) / len(scores))
     return joints, round(confidence, 2), legs[0][3] and arms[0][3]

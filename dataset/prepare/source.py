@@ -21,7 +21,7 @@ FOREIGN = {  # suffix → how to get on
     ".glb": "export it as BVH, with Blender (File, Import, then Export)",
     ".c3d": "it holds markers; solve them to a skeleton, with MotionBuilder or Mokka, and export BVH",
 }
-SHAPES = {22: T2M, 24: T2M, 52: T2M, 55: T2M, 21: KIT}  # joints of an array → ours; SMPL's begin with T2M's 22
+SHAPES = {22: T2M, 24: T2M, 52: T2M, 55: T2M, 21: KIT}  # joints of an array → ours, the first
 SLOWEST, FASTEST = 0.2, 0.001   # seconds per frame
 MAX_SPEED = 15           # metres per second; a boxer's fist makes ten
 LEADING = 0.1            # seconds in which a clip may spring from a pose to its motion
@@ -61,7 +61,7 @@ def read_clip(path, reading, found=None):
 
 
 def _read_bvh(path, reading, found):
-    """Return joints (T, J, 3), the zero pose (1, J, 3), frames per second, and whether the sides are known."""
+    """Return joints (T, J, 3), the zero pose (1, J, 3), the frame rate, and whether the sides are known."""
     bvh = read_bvh(path)
     if reading.fps is None and not FASTEST <= bvh.frame_time <= SLOWEST:
         raise UserError(f"Frame Time is {bvh.frame_time:g} s; expected {FASTEST} to {SLOWEST}; give --fps")
@@ -71,7 +71,7 @@ def _read_bvh(path, reading, found):
     above = np.maximum(bvh.parents, 0)
     lengths = np.median(np.linalg.norm(few - few[:, above], axis=-1), 0).tolist()
     joint_map, skeleton, sided = find_map(bvh.names, bvh.parents, lengths, reading.joint_map)
-    placed = [name for name in T2M.joint_names if name in PLACED and name not in joint_map and "root" not in joint_map]
+    placed = [name for name in PLACED if name not in joint_map and "root" not in joint_map]
     found |= dict(skeleton=skeleton, fps=f"{round(fps, 2):g}", map=joint_map)
     if placed:
         found["placed"] = ", ".join(placed)
@@ -88,7 +88,7 @@ def _read_array(path, reading, found):
     joints = array.reshape(len(array), -1, 3) if array.ndim == 2 and array.shape[1] in (63, 66) else array
     spec = SHAPES.get(joints.shape[1]) if joints.ndim == 3 and joints.shape[2] == 3 else None
     if spec is None or joints.dtype.kind not in "fiu":
-        raise UserError(f"{array.dtype} of shape {array.shape}; expected joints (T, 22, 3), (T, 66) or SMPL's, "
+        raise UserError(f"{array.dtype} of shape {array.shape}; expected joints (T, 22, 3), SMPL's, "
                         "or (T, 21, 3) for kit")
     if spec is KIT and reading.dataname != "kit":
         raise UserError(f"shape {array.shape} is KIT's 21 joints; give --dataname kit")
@@ -112,7 +112,7 @@ def _find_joints(path):
         raise
     except Exception as error:  # numpy and zipfile raise nearly anything for a damaged file
         raise UserError(f"is damaged or no .npz file ({str(error).splitlines()[0][:60]})") from None
-    joints = [array for array in arrays if array.ndim == 3 and array.shape[2] == 3 and array.shape[1] in SHAPES]
+    joints = [array for array in arrays if array.ndim == 3 and array.shape[1:] in [(n, 3) for n in SHAPES]]
     if len(joints) != 1:
         raise UserError(f"holds {len(joints)} arrays of joints (T, 22, 3); expected one")
     return joints[0]
@@ -134,7 +134,7 @@ def _stand_up(joints, rest, sided, reading, found):
     few = axes.thin_out(joints)
     if spec is T2M and axes.is_mirrored(few, spec):     # KIT's published joints are named the other way round
         if sided:
-            raise UserError("mirrored: knees and toes point backwards by the joints' sides; --swap-sides mends it")
+            raise UserError("mirrored: knees and toes point backwards by the names; --swap-sides mends it")
         joints = axes.swap_sides(joints, spec)
     if not reading.joint_map and axes.walks_on_fours(few, spec):
         raise UserError("walks on four legs; expected a person. If it is one, give --joint-map")
@@ -186,7 +186,7 @@ def find_sources(paths):
     """Return every motion file of the given files and folders as {id: path}, sorted by id.
 
     An id is the file's name; files of one name in several folders take their folders' names too.
-    Files of other formats are among them, for `read_clip` to say what to do, unless a file of ours has their name.
+    Files of FOREIGN formats are among them, for `read_clip` to name, unless a file of ours has their name.
     Raises UserError for a path that is missing or of another kind, for no file, and for two of one id.
     """
     found, kinds = [], " or ".join(SUFFIXES)    # (file, folder it was found under)
