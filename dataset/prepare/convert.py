@@ -29,7 +29,7 @@ REPORT = "report.txt"               # what was recognised in each source, and wh
 DONE = "prepared.jsonl"             # the clips made here; no other file is ever replaced or removed
 SPLITS = ("train", "val", "test")
 FRACTIONS = (0.8, 0.05, 0.15)       # HumanML3D's
-LINE = 200                          # characters of a message
+LINE = 180                          # characters of a message, beside what is said around it
 MIN_BATCH = 32                      # fewer clips than this are not worth starting processes for
 
 
@@ -106,7 +106,7 @@ def write_dataset(out, clips, dataname, *, reading=None, fractions=FRACTIONS, mi
         records = dict(sorted((kept | made).items()))
         if not records:
             first = "; the first: " + next(iter(rejected.values())) if rejected else ""
-            raise UserError(f"{out}: none of {len(clips)} clips can be used{first}")
+            raise UserError(f"{out}: none of {len(clips)} clips can be used{first}"[:LINE + 20])
         splits = assign_splits(records, fractions)
         splits = {split: with_copies(names, mirrored) for split, names in splits.items()}
         _write_texts(out, {name: clips[name][1] for name in records}, mirrored)
@@ -217,7 +217,7 @@ def _convert_one(job):
     except UserError as error:
         return name, _in_a_line(error, source)
     except Exception as error:  # whatever is wrong with one file, the others are converted
-        return name, _in_a_line(f"{where}: {type(error).__name__}: {error}; is the file sound?", source)
+        return name, _in_a_line(f"{where}: unexpected, is the file sound? {type(error).__name__}: {error}", source)
     import torch  # here, for other preparation does without
     for clip, array in features.items():
         positions = recover_from_ric(torch.from_numpy(array).double(), spec.joints).numpy()

@@ -17,7 +17,7 @@ BODY = "thigh|up|low|leg|hip|femur|shin|calf|tib|knee|ankle|foot|toe|clav|coll|s
        "hum|elb|rad|hand|wrist|butt"
 # what a name without its side speaks for; the first pattern that is found counts
 WORDS = (
-    (r"thumb|index|middle|^mid$|ring|pink|little|finger|carpal|eye|jaw|tongue|lip|brow", ()),
+    (r"thumb|index|middle|^mid$|ring|pink|little|finger|carpal|eye|jaw|tongue|lip|brow", ("other",)),
     (r"toe|ball|forefoot|metatars|つま先", ("foot",)),
     (r"thigh|up(per)?leg|uleg|femur", ("hip",)),
     (r"shin|calf|lo(w|wer)?leg|knee|tibia|ひざ", ("knee",)),
@@ -26,7 +26,8 @@ WORDS = (
     (r"clav|collar|scap|肩", ("collar",)),
     (r"fore?arm|lo(w|wer)?arm|farm|elbow|radius|ulna|ひじ", ("elbow",)),
     (r"up(per)?arm|uarm|humer|shldr|bicep|腕", ("shoulder",)),
-    (r"hand|wrist|手首", ("wrist",)),
+    (r"wrist|手首", ("wrist",)),
+    (r"hand", ("wrist", "hand")),
     (r"shoulder", ("collar", "shoulder")),
     (r"arm(?!ature)", ("shoulder",)),
     (r"leg|足", ("knee", "hip")),
@@ -271,6 +272,5 @@ def recognise(names, parents, lengths):
         joints["neck"] = necks[0]
     joints |= _spine_map(tree, chain, tree.arc([0, *(necks[:1] or head)]))
     limbs = {target.split("_")[1]: joint for target, joint in joints.items() if "_" in target}
-    scores = [tree.names[joint].score(role) for role, joint in limbs.items()]
-    confidence = 0.5 + 0.5 * max(0.0, sum(scores) / len(scores))
+    confidence = 0.5 + 0.5 * sum(tree.names[joint].score(role) > 0 for role, joint in limbs.items()) / len(limbs)
     return joints, round(confidence, 2), legs[0][3] and arms[0][3]
