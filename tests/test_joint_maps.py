@@ -1,5 +1,6 @@
-"""Source skeletons to the data set's joints: families of rigs, what is missing, decoys, no persons, own maps."""
+"""Source skeletons to the data set's joints: families of rigs, missing joints, no persons, own maps."""
 import json
+import re
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from utils.errors import UserError
 from utils.motion_spec import KIT, T2M
 
 LIMB = "hip knee ankle foot collar shoulder elbow wrist".split()
-# Rigs as tools write them: chains "parent > joint=length …", % for either side: l, L, left or Left by the rig.
+# Rigs as tools write them: chains "parent > joint=length …", % for either side, l, L, left or Left.
 # Then the joints for LIMB, pelvis, neck and head; - where the rig has none.
 RIGS = {
     "camel case": ("Left", """Hips > Spine=.1 Spine1=.12 Spine2=.1 Neck=.2 Head=.1 HeadTop_End=.2
@@ -27,11 +28,13 @@ RIGS = {
         Chest2 > %Collar=.15 %Shoulder=.15 %Elbow=.26 %Wrist=.24 END=.1
         Hips > %Hip=.1 %Knee=.45 %Ankle=.42 END=.18""",
      "%Hip %Knee %Ankle %Ankle_end %Collar %Shoulder %Elbow %Wrist", "Hips Neck Head"),
-    "glued letters and connectors": ("l", """hip > lowerback=0 upperback=.12 thorax=.12 lowerneck=.01 upperneck=.1 head=.09 END=.1
+    "glued letters and connectors": ("l", """hip > lowerback=0 upperback=.12 thorax=.12 lowerneck=.01
+            upperneck=.1 head=.09 END=.1
         thorax > %clavicle=0 %humerus=.2 %radius=.28 %wrist=.19 %hand=.01 %fingers=.08
         hip > %hipjoint=0 %femur=.13 %tibia=.42 %foot=.4 %toes=.12""",
      "%femur %tibia %foot %toes %clavicle %humerus %radius %wrist", "hip lowerneck head"),
-    "still root, twist beside the chain": ("l", """root > pelvis=.95 spine_01=.1 spine_02=.19 spine_03=.13 neck_01=.17 head=.09
+    "still root, twist beside the chain": ("l", """root > pelvis=.95 spine_01=.1 spine_02=.19
+            spine_03=.13 neck_01=.17 head=.09
         spine_03 > clavicle_%=.13 upperarm_%=.15 lowerarm_%=.3 hand_%=.27 index_01_%=.12 index_02_%=.05
         upperarm_% > upperarm_twist_01_%=.1
         pelvis > thigh_%=.1 calf_%=.43 foot_%=.4 ball_%=.17
@@ -39,20 +42,25 @@ RIGS = {
         root > ik_foot_root=0
         ik_foot_root > ik_foot_%=.1""",
      "thigh_% calf_% foot_% ball_% clavicle_% upperarm_% lowerarm_% hand_%", "pelvis neck_01 head"),
-    "twist within the chain": ("l", """hip > abdomenLower=.05 abdomenUpper=.08 chest=.2 neckLower=.18 neckUpper=.04 head=.06 END=.2
-        chest > %Collar=.14 %ShldrBend=.12 %ShldrTwist=.11 %ForearmBend=.15 %ForearmTwist=.12 %Hand=.14 %Mid1=.08 %Mid2=.04
+    "twist within the chain": ("l", """hip > abdomenLower=.05 abdomenUpper=.08 chest=.2 neckLower=.18
+            neckUpper=.04 head=.06 END=.2
+        chest > %Collar=.14 %ShldrBend=.12 %ShldrTwist=.11 %ForearmBend=.15 %ForearmTwist=.12 %Hand=.14
+            %Mid1=.08 %Mid2=.04
         hip > %ThighBend=.11 %ThighTwist=.2 %Shin=.22 %Foot=.42 %Toe=.14""",
      "%ThighBend %Shin %Foot %Toe %Collar %ShldrBend %ForearmBend %Hand", "hip neckLower head"),
-    "thighs on the spine, arms on the neck": ("L", """Bip01 > Bip01_Pelvis=0 Bip01_Spine=.1 Bip01_Spine1=.2 Bip01_Neck=.2 Bip01_Head=.1
+    "thighs on the spine, arms on the neck": ("L", """Bip01 > Bip01_Pelvis=0 Bip01_Spine=.1
+            Bip01_Spine1=.2 Bip01_Neck=.2 Bip01_Head=.1
         Bip01_Neck > Bip01_%_Clavicle=.05 Bip01_%_UpperArm=.15 Bip01_%_Forearm=.29 Bip01_%_Hand=.28
         Bip01_Spine > Bip01_%_Thigh=.12 Bip01_%_Calf=.45 Bip01_%_Foot=.42 Bip01_%_Toe0=.17""",
-     "Bip01_%_Thigh Bip01_%_Calf Bip01_%_Foot Bip01_%_Toe0 Bip01_%_Clavicle Bip01_%_UpperArm Bip01_%_Forearm Bip01_%_Hand",
+     "Bip01_%_Thigh Bip01_%_Calf Bip01_%_Foot Bip01_%_Toe0 Bip01_%_Clavicle Bip01_%_UpperArm "
+     "Bip01_%_Forearm Bip01_%_Hand",
      "Bip01_Pelvis Bip01_Neck Bip01_Head"),
     "side last, no neck, no collar": ("Left", """HipCenter > Spine=.07 ShoulderCenter=.35 Head=.25
         ShoulderCenter > Shoulder%=.17 Elbow%=.27 Wrist%=.25 Hand%=.08
         HipCenter > Hip%=.1 Knee%=.43 Ankle%=.38 Foot%=.12""",
      "Hip% Knee% Ankle% Foot% - Shoulder% Elbow% Wrist%", "HipCenter - Head"),
-    "spine joints named on": ("L", """DEF-spine > DEF-spine.001=.14 DEF-spine.002=.12 DEF-spine.003=.15 DEF-spine.004=.17 DEF-spine.006=.08
+    "spine joints named on": ("L", """DEF-spine > DEF-spine.001=.14 DEF-spine.002=.12 DEF-spine.003=.15
+            DEF-spine.004=.17 DEF-spine.006=.08
         DEF-spine.003 > DEF-shoulder.%=.12 DEF-upper_arm.%=.17 DEF-forearm.%=.27 DEF-hand.%=.25
         DEF-spine > DEF-thigh.%=.1 DEF-shin.%=.42 DEF-foot.%=.42 DEF-toe.%=.14""",
      "DEF-thigh.% DEF-shin.% DEF-foot.% DEF-toe.% DEF-shoulder.% DEF-upper_arm.% DEF-forearm.% DEF-hand.%",
@@ -65,7 +73,8 @@ RIGS = {
      "%UpperLeg %LowerLeg %Foot - %Shoulder %UpperArm %LowerArm %Hand", "hips neck head"),
     "names that say only the side": ("L", """joint0 > j1=.12 j2=.14 j3=.1 j4=.2 j5=.1 END=.15
         j3 > a%1=.12 a%2=.13 a%3=.28 a%4=.25 END=.1
-        joint0 > b%1=.1 b%2=.42 b%3=.42 b%4=.15 END=.05""", "b%1 b%2 b%3 b%4 a%1 a%2 a%3 a%4", "joint0 j4 j5"),
+        joint0 > b%1=.1 b%2=.42 b%3=.42 b%4=.15 END=.05""",
+     "b%1 b%2 b%3 b%4 a%1 a%2 a%3 a%4", "joint0 j4 j5"),
 }
 RIGHT = dict(Left="Right", l="r", L="R", left="right")
 
@@ -73,7 +82,7 @@ RIGHT = dict(Left="Right", l="r", L="R", left="right")
 def build(chains, left):
     """Names, parents and bone lengths of a rig."""
     names, parents, lengths = [chains.split()[0]], [-1], [0.0]
-    for line in chains.splitlines():
+    for line in re.sub(r"\n(?=[^>\n]*(\n|$))", " ", chains).splitlines():     # a line without > goes on
         for side in (left, RIGHT[left]) if "%" in line else ("",):
             parent, joints = line.replace("%", side).split(">")
             above = parent.strip()
@@ -93,7 +102,10 @@ def test_a_rig_is_recognised(left, chains, limbs, trunk):
     found = {target: names[joint] for target, joint in joints.items()}
     expected = dict(zip(("pelvis", "neck", "head"), trunk.split()))
     for side, word in (("left", left), ("right", RIGHT[left])):
-        expected |= {f"{side}_{role}": name.replace("%", word).replace("_end", END) for role, name in zip(LIMB, limbs.split())}
+        expected |= {
+            f"{side}_{role}": name.replace("%", word).replace("_end", END)
+            for role, name in zip(LIMB, limbs.split())
+        }
     assert {target: name for target, name in found.items() if "spine" not in target} == \
         {target: name for target, name in expected.items() if name != "-"}
     assert sided and 0.5 <= confidence <= 1
@@ -115,12 +127,18 @@ def test_sides_without_names_are_left_open():
     assert not sided and {names[joints[f"{side}_knee"]] for side in ("left", "right")} == {"bL2", "bR2"}
 
 
-@pytest.mark.parametrize("chains", [
-    "body > head=.1\nbody > %_leg_1=.1 %_leg_2=.2 %_leg_3=.3\nbody > %_claw_1=.1 %_claw_2=.2 %_claw_3=.2",
-    "hand > thumb1=.05 thumb2=.04 thumb3=.03\nhand > index1=.1 index2=.04 index3=.03\nhand > ring1=.1 ring2=.04 ring3=.03",
-    "Hips > Spine=.2 Neck=.2 Head=.1"], ids=["crab", "hand", "no limbs"])
+@pytest.mark.parametrize(
+    "chains",
+    [
+        "body > head=.1\nbody > %_leg_1=.1 %_leg_2=.2 %_leg_3=.3\nbody > %_claw_1=.1 %_claw_2=.2 %_claw_3=.2",
+        "hand > thumb1=.05 thumb2=.04 thumb3=.03\nhand > index1=.1 index2=.04 index3=.03\n"
+        "hand > ring1=.1 ring2=.04 ring3=.03",
+        "Hips > Spine=.2 Neck=.2 Head=.1",
+    ],
+    ids=["crab", "hand", "no limbs"],
+)
 def test_no_person_is_refused(chains):
-    with pytest.raises(UserError, match="no human skeleton.*--joint-map"):
+    with pytest.raises(UserError, match=r"no human skeleton.*--joint-map"):
         recognise(*build(chains, "L"))
 
 
@@ -138,8 +156,12 @@ def test_joints_that_are_missing_are_put_on_the_bones_that_are_there():
     kept = [T2M.joint_names.index(name) for name in names]
     np.testing.assert_array_equal(mapped[:, kept], joints[:, kept])
     body = dict(zip(T2M.joint_names, np.moveaxis(mapped, 1, 0)))
-    np.testing.assert_allclose(body["neck"], body["spine1"] + 0.68 * (body["head"] - body["spine1"]), atol=1e-12)
-    np.testing.assert_allclose(body["spine2"], body["spine1"] + (body["neck"] - body["spine1"]) / 3, atol=1e-12)
+    np.testing.assert_allclose(
+        body["neck"], body["spine1"] + 0.68 * (body["head"] - body["spine1"]), atol=1e-12
+    )
+    np.testing.assert_allclose(
+        body["spine2"], body["spine1"] + (body["neck"] - body["spine1"]) / 3, atol=1e-12
+    )
     across, shin, foot = (body[a] - body[b] for a, b in (
         ("left_hip", "right_hip"), ("left_ankle", "left_knee"), ("left_foot", "left_ankle")))
     assert (np.cross(across, -shin) * foot).sum(-1).min() > 0      # forwards
@@ -157,7 +179,10 @@ def test_joints_that_fall_together_get_a_direction():
 def test_kit_joints_come_from_the_same_body():
     kit = to_kit(random_clip(0))
     names = KIT.joint_names
-    assert kit.shape[1:] == (21, 3) and (kit[:, names.index("left_toe")] != kit[:, names.index("left_foot")]).any()
+    assert (
+        kit.shape[1:] == (21, 3)
+        and (kit[:, names.index("left_toe")] != kit[:, names.index("left_foot")]).any()
+    )
 
 
 @pytest.fixture
@@ -180,14 +205,26 @@ def test_a_map_of_ones_own_goes_before_what_is_recognised(tmp_path, strange):
     assert found["skeleton"] == "by --joint-map" and found["map"] == own
     names, *hierarchy = build(RIGS["camel case"][1], "Left")
     joints, how, _ = find_map(names, *hierarchy, {"head": "HeadTop_End"})
-    assert joints["head"] == "HeadTop_End" and joints["left_knee"] == "LeftLeg" and how.endswith("and --joint-map")
+    assert (
+        joints["head"] == "HeadTop_End"
+        and joints["left_knee"] == "LeftLeg"
+        and how.endswith("and --joint-map")
+    )
     with pytest.raises(UserError, match="no joint Kopf, which --joint-map names"):
         find_map(names, *hierarchy, {"head": "Kopf"})
 
 
-@pytest.mark.parametrize("content, message", [
-    ("[1]", "holds no names"), ("{", "not JSON"), ('{"pelvis": 3}', "pelvis is 3"), ('{"tail": "b"}', "names tail"),
-    ('{"pelvis": ["a", "b"]}', "pelvis is"), ("{}", "holds no names")])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("[1]", "holds no names"),
+        ("{", "not JSON"),
+        ('{"pelvis": 3}', "pelvis is 3"),
+        ('{"tail": "b"}', "names tail"),
+        ('{"pelvis": ["a", "b"]}', "pelvis is"),
+        ("{}", "holds no names"),
+    ],
+)
 def test_a_bad_map_is_refused(tmp_path, content, message):
     (tmp_path / "map.json").write_text(content)
     with pytest.raises(UserError, match=message) as error:

@@ -217,7 +217,8 @@ def _convert_one(job):
     except UserError as error:
         return name, _in_a_line(error, source)
     except Exception as error:  # whatever is wrong with one file, the others are converted
-        return name, _in_a_line(f"{where}: unexpected, is the file sound? {type(error).__name__}: {error}", source)
+        found = f"{type(error).__name__}: {error}"
+        return name, _in_a_line(f"{where}: unexpected, is the file sound? {found}", source)
     import torch  # here, for other preparation does without
     for clip, array in features.items():
         positions = recover_from_ric(torch.from_numpy(array).double(), spec.joints).numpy()

@@ -272,5 +272,6 @@ def recognise(names, parents, lengths):
         joints["neck"] = necks[0]
     joints |= _spine_map(tree, chain, tree.arc([0, *(necks[:1] or head)]))
     limbs = {target.split("_")[1]: joint for target, joint in joints.items() if "_" in target}
-    confidence = 0.5 + 0.5 * sum(tree.names[joint].score(role) > 0 for role, joint in limbs.items()) / len(limbs)
+    named = [tree.names[joint].score(role) > 0 for role, joint in limbs.items()]
+    confidence = 0.5 + 0.5 * sum(named) / len(named)
     return joints, round(confidence, 2), legs[0][3] and arms[0][3]
