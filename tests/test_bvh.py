@@ -1,4 +1,4 @@
-"""The BVH reader and forward kinematics: by hand, against scipy's rotations, and every way a file can be broken."""
+"""The BVH reader and forward kinematics: by hand, against scipy, and every way a file can be broken."""
 import itertools
 
 import numpy as np
@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from dataset.prepare.bvh import END, joint_positions, read_bvh
+from dataset.prepare.source import Reading, read_clip
 from utils.errors import UserError
 
 ARM = """HIERARCHY
@@ -44,7 +45,7 @@ def read(tmp_path):
 
 def test_a_leg_by_hand(read):
     bvh = read(ARM)
-    assert bvh.names == ["hip", "knee", "knee" + END] and bvh.parents == [-1, 0, 1] and bvh.fps == 20
+    assert bvh.names == ["hip", "knee", "knee" + END] and bvh.parents == [-1, 0, 1] and bvh.frame_time == 0.05
     positions = joint_positions(bvh)
     np.testing.assert_allclose(positions[0], [[1, 2, 3], [1, 0, 3], [1, -1, 3]], atol=1e-12)
     # a quarter turn about z takes -y to +x; the knee's own, about its x, takes the shin's -y to -z
@@ -53,8 +54,15 @@ def test_a_leg_by_hand(read):
 
 def test_layout_does_not_matter(read):
     expected = joint_positions(read(ARM))
-    for text in (ARM.replace("\n", "\r\n"), "\ufeff" + ARM, ARM.replace("\t", "    "), ARM + "\n\n", ARM.replace("ROOT hip\n{", "ROOT hip {"),
-                 ARM.replace("MOTION\n", "MOTION\n\n"), ARM.replace("0 0 0 0 0 0\n1", "0 0 0 0 0 0\n\n1")):
+    for text in (
+        ARM.replace("\n", "\r\n"),
+        "\ufeff" + ARM,
+        ARM.replace("\t", "    "),
+        ARM + "\n\n",
+        ARM.replace("ROOT hip\n{", "ROOT hip {"),
+        ARM.replace("MOTION\n", "MOTION\n\n"),
+        ARM.replace("0 0 0 0 0 0\n1", "0 0 0 0 0 0\n\n1"),
+    ):
         np.testing.assert_array_equal(joint_positions(read(text)), expected)
 
 
@@ -75,17 +83,30 @@ def make_bvh(rng, joints, frames):
     rows, lines = {}, ["HIERARCHY"]
 
     def write(joint, depth):
-        names = [f"{axis}position" for axis in "XYZ"] * bool(moves[joint]) + [f"{axis}rotation" for axis in order[joint]]
+        names = [f"{axis}position" for axis in "XYZ"] * bool(moves[joint]) + [
+            f"{axis}rotation" for axis in order[joint]
+        ]
         rows[joint] = rng.uniform(-180, 180, (frames, len(names))).round(5)
-        lines.extend([f"{'JOINT' if depth else 'ROOT'} j{joint}", "{", "OFFSET " + " ".join(map(str, offsets[joint])),
-                      f"CHANNELS {len(names)} " + " ".join(names)])
+        lines.extend(
+            [
+                f"{'JOINT' if depth else 'ROOT'} j{joint}",
+                "{",
+                "OFFSET " + " ".join(map(str, offsets[joint])),
+                f"CHANNELS {len(names)} " + " ".join(names),
+            ]
+        )
         for child in (child for child in range(joints) if parents[child] == joint):
             write(child, depth + 1)
         lines.append("}")
 
     write(0, 0)
     motion = np.concatenate(list(rows.values()), 1)
-    lines += ["MOTION", f"Frames: {frames}", "Frame Time: 0.01", *(" ".join(map(repr, row)) for row in motion.tolist())]
+    lines += [
+        "MOTION",
+        f"Frames: {frames}",
+        "Frame Time: 0.01",
+        *(" ".join(map(repr, row)) for row in motion.tolist()),
+    ]
     positions, turned = np.zeros((frames, joints, 3)), [None] * joints
     for joint in range(joints):
         local = rows[joint][:, :3] if moves[joint] else np.tile(offsets[joint], (frames, 1))
@@ -117,30 +138,38 @@ def test_forward_kinematics_agrees_with_bvhio(tmp_path):
     for frame, positions in enumerate(joint_positions(bvh)):
         root.loadPose(frame)
         for joint, *_ in root.layout():
-            np.testing.assert_allclose(positions[bvh.names.index(joint.Name)], np.array(joint.PositionWorld), rtol=1e-3, atol=1e-2)
+            np.testing.assert_allclose(
+                positions[bvh.names.index(joint.Name)], np.array(joint.PositionWorld), rtol=1e-3, atol=1e-2
+            )
 
 
 BROKEN = {
     "empty": ("", "the file is empty"),
     "another format": ("; FBX 7.4.0\n", "line 1: starts with '; FBX 7.4.0'; expected HIERARCHY"),
-    "no MOTION": (ARM[:ARM.index("MOTION")], "line 15: the file ends; expected MOTION"),
-    "cut in the skeleton": (ARM[:ARM.index("}")], "line 13: the file ends; expected MOTION"),
+    "no MOTION": (ARM[: ARM.index("MOTION")], "line 15: the file ends; expected MOTION"),
+    "cut in the skeleton": (ARM[: ARM.index("}")], "line 13: the file ends; expected MOTION"),
     "brace missing": (ARM.replace("\t}\n}\n", "\t}\n"), "line 15: MOTION; expected 1 closing braces first"),
     "brace too many": (ARM.replace("}\nMOTION", "}\n}\nMOTION"), "line 16: a closing brace too many"),
     "two roots": (ARM.replace("MOTION", "ROOT other\n{\nOFFSET 0 0 0\n}\nMOTION"), "line 16: a second ROOT"),
     "a name twice": (ARM.replace("knee", "hip"), "line 6: a second joint named hip"),
     "channel count": (ARM.replace("CHANNELS 3 Z", "CHANNELS 4 Z"), "line 9: CHANNELS 4 followed by 3 names"),
-    "channel name": (ARM.replace("CHANNELS 3 Zrotation", "CHANNELS 3 Wrotation"), "line 9: channel Wrotation"),
-    "offset": (ARM.replace("OFFSET 0 -2 0", "OFFSET 0 -2"), "line 8: OFFSET 0 -2; expected OFFSET and 3 finite numbers"),
+    "channel name": (
+        ARM.replace("CHANNELS 3 Zrotation", "CHANNELS 3 Wrotation"),
+        "line 9: channel Wrotation",
+    ),
+    "offset": (
+        ARM.replace("OFFSET 0 -2 0", "OFFSET 0 -2"),
+        "line 8: OFFSET 0 -2; expected OFFSET and 3 finite numbers",
+    ),
     "no offset": (ARM.replace("\t\tOFFSET 0 -2 0\n", ""), "joint knee has no OFFSET"),
     "keyword": (ARM.replace("CHANNELS 3", "CHANELS 3"), "line 9: 'CHANELS'"),
     "zero frames": (ARM.replace("Frames:\t2", "Frames: 0"), "Frames is 0"),
     "frames not a number": (ARM.replace("Frames:\t2", "Frames: two"), "line 17: 'Frames: two'"),
-    "no frame time": (ARM[:ARM.index("Frame Time")], "line 17: the file ends; expected 'Frames: N' and 'Frame Time"),
-    "absurd frame time": (ARM.replace("0.05", "1e-9"), "Frame Time is 1e-09 s"),
-    "frame time zero": (ARM.replace("0.05", "0"), "Frame Time is 0 s"),
-    "frame time nan": (ARM.replace("0.05", "nan"), "Frame Time is nan s"),
-    "truncated": (ARM[:ARM.rindex("1 2 3")], "1 frames, the header says Frames: 2"),
+    "no frame time": (
+        ARM[: ARM.index("Frame Time")],
+        "line 17: the file ends; expected 'Frames: N' and 'Frame Time",
+    ),
+    "truncated": (ARM[: ARM.rindex("1 2 3")], "1 frames, the header says Frames: 2"),
     "truncated in a line": (ARM[:-6], r"line 20 \(frame 1\): 7 numbers; expected 9"),
     "too long": (ARM + "1 2 3 0 0 0 0 0 0\n", "3 frames, the header says Frames: 2"),
     "non-numeric": (ARM.replace("1 2 3 90", "1 2 x 90"), r"line 20 \(frame 1\): 'x' is not a number"),
@@ -155,6 +184,15 @@ def test_a_broken_file_is_refused_in_one_line_that_says_where(read, text, messag
     assert "\n" not in str(error.value) and "clip.bvh" in str(error.value)
 
 
+@pytest.mark.parametrize("time", ["1e-9", "0", "nan", "0.21", "-0.05"])
+def test_a_frame_time_that_cannot_be_is_refused_unless_fps_is_given(tmp_path, time):
+    (tmp_path / "clip.bvh").write_text(ARM.replace("0.05", time))
+    with pytest.raises(UserError, match=r"Frame Time is .*give --fps"):
+        read_clip(tmp_path / "clip.bvh", Reading())
+    with pytest.raises(UserError, match="no human skeleton"):
+        read_clip(tmp_path / "clip.bvh", Reading(fps=20))
+
+
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(UserError, match="No such file"):
         read_bvh(tmp_path / "nowhere.bvh")
@@ -166,7 +204,24 @@ def test_no_damage_brings_a_traceback(tmp_path_factory, data):
     words = ARM.split(" ")
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(words) - 1))
-        words[at] = data.draw(st.sampled_from(["", "{", "}", "-1", "1e999", "JOINT", "MOTION\n", "End Site", "\0", "é", "CHANNELS", words[at] * 2]))
+        words[at] = data.draw(
+            st.sampled_from(
+                [
+                    "",
+                    "{",
+                    "}",
+                    "-1",
+                    "1e999",
+                    "JOINT",
+                    "MOTION\n",
+                    "End Site",
+                    "\0",
+                    "é",
+                    "CHANNELS",
+                    words[at] * 2,
+                ]
+            )
+        )
     path = tmp_path_factory.mktemp("bvh") / "damaged.bvh"
     path.write_text(" ".join(words)[:data.draw(st.integers(0, len(ARM) + 20))])
     try:

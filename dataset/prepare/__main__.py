@@ -1,6 +1,7 @@
 """Turn motion capture or joint positions into a training folder in the HumanML3D layout.
 
-    python -m dataset.prepare mocap/ --out dataset/mine             # every .bvh and .npy below mocap/
+    python -m dataset.prepare mocap/ --out dataset/mine             # every .bvh, .npy and .npz below mocap/
+    python -m dataset.prepare --explain walk.bvh                    # what is recognised in a file
     python -m dataset.prepare --demo --out dataset/demo             # the demo set, animated here
     python train_vq.py --data-root dataset/mine
 """
@@ -16,15 +17,19 @@ def parse_args(argv=None):
         "A second run converts what is new or changed. "
         "Exit codes: 0 done, 2 nothing usable or a mistake in the input, 130 interrupted."))
     parser.add_argument("source", nargs="*",
-                        help="folders or files: .bvh, or .npy joints (T, 22, 3), for kit (T, 21, 3)")
-    parser.add_argument("--out", metavar="DIR", required=True, help="training folder to write")
+                        help="folders or files: .bvh, or joints (T, 22, 3) as .npy or .npz")
+    parser.add_argument("--out", metavar="DIR", help="training folder to write")
+    parser.add_argument("--explain", action="store_true", help="print what is recognised; write nothing")
     parser.add_argument("--dataname", choices=("t2m", "kit"), default="t2m",
                         help="layout to write: 22 joints, 263 features, 20 fps; or 21, 251, 12.5")
     group = parser.add_argument_group("reading")
-    group.add_argument("--joint-map", metavar="FILE", help="JSON of {target joint: source joint}")
+    group.add_argument("--joint-map", metavar="FILE", help="JSON of {target: source joint}, all or some")
     group.add_argument("--scale", type=POSITIVE, help="metres per unit of the source; None: found")
-    group.add_argument("--up", choices=("y", "z"), default="y", help="up axis of the source")
-    group.add_argument("--fps", type=POSITIVE, help="frame rate of .npy joints; None: the data set's")
+    group.add_argument("--up", type=str.strip, choices=("y", "z", "-y", "-z", "auto"), default="auto",
+                       help="up axis of the source; auto: found from the motion")
+    group.add_argument("--swap-sides", action="store_true", help="exchange left and right (mirrored sources)")
+    group.add_argument("--fps", type=POSITIVE,
+                       help="frames per second; None: a BVH file's own, for joints the data set's")
     group = parser.add_argument_group("writing")
     group.add_argument("--split", type=WEIGHT, nargs=3, metavar=("TRAIN", "VAL", "TEST"),
                        default=(0.8, 0.05, 0.15), help="shares of the splits")
@@ -41,11 +46,13 @@ def parse_args(argv=None):
     group.add_argument("--amass", metavar="DIR", help="folder of unpacked AMASS data sets (SMPL+H G) to read")
     group.add_argument("--body-models", metavar="DIR", help="folder of SMPL+H's male and female model.npz")
     group.add_argument("--humanml3d", metavar="REPO", help="clone of HumanML3D's repository: make that set")
-    args = parser.parse_args(argv)
-    about_sources = any((args.joint_map, args.scale, args.fps, args.captions, args.up != "y",
-                         args.dataname != "t2m"))
+    argv = sys.argv[1:] if argv is None else argv
+    args = parser.parse_args([f" {word}" if word in ("-y", "-z") else word for word in argv])
+    about_sources = any((args.joint_map, args.scale, args.fps, args.captions, args.up != "auto",
+                         args.dataname != "t2m", args.swap_sides, args.explain))
     origins = bool(args.source) + args.demo + bool(args.amass)
     parser.refuse(
+        (not args.out and not args.explain, "give --out DIR"),
         (origins != 1, "give a source or --demo or --amass" + ", not both" * (origins > 1)),
         (bool(args.amass) != bool(args.body_models), "--amass and --body-models go together"),
         (args.humanml3d and not args.amass, "--humanml3d goes with --amass and --body-models"),
@@ -67,6 +74,8 @@ def main(argv=None):
         build(args.out, args.amass, args.body_models, args.humanml3d, args.split,
               args.mirror or bool(args.humanml3d), args.workers, args.strict)
         return 0
+    if args.explain:
+        return explain(args)
     from dataset.prepare.convert import write_dataset  # here, for --help to be instant
     settings = dict(fractions=args.split, mirrored=args.mirror, workers=args.workers, strict=args.strict)
     unused = []
@@ -83,20 +92,44 @@ def main(argv=None):
     return 0
 
 
+def how_to_read(args):
+    """Return the `Reading` of the flags."""
+    from dataset.prepare.joint_maps import read_map
+    from dataset.prepare.source import Reading
+    joint_map = read_map(args.joint_map) if args.joint_map else None
+    return Reading(args.dataname, args.scale, args.up, args.fps, joint_map, args.swap_sides)
+
+
+def explain(args):
+    """Print what is recognised in each source as a table. Returns 0, or 2 where one cannot be used."""
+    from dataset.prepare.joint_maps import describe_entry
+    from dataset.prepare.source import find_sources, read_clip
+    code = 0
+    for path in find_sources(args.source).values():
+        found, why = {}, None
+        try:
+            read_clip(path, how_to_read(args), found)
+        except UserError as error:
+            code, why = 2, str(error)
+        joints = found.pop("map", {})
+        print(path)
+        for what, value in (*found.items(), *joints.items()):
+            print(f"    {what:<16}{describe_entry(value)}")
+        print(f"    {'cannot be used' if why else 'usable'}{': ' + why if why else ''}")
+    return code
+
+
 def read_sources(args):
     """Return the clips [(id, path, captions)], how to read them, and the ids of captions without a clip."""
     from dataset.prepare.captions import read_csv
-    from dataset.prepare.joint_maps import read_map
-    from dataset.prepare.source import Reading, find_sources
-    joint_map = read_map(args.joint_map) if args.joint_map else None
-    reading = Reading(args.dataname, args.scale, args.up, args.fps, joint_map)
+    from dataset.prepare.source import find_sources
     captions = read_csv(args.captions) if args.captions else {}
     sources = find_sources(args.source)
     if captions and not captions.keys() & sources.keys():
         raise UserError(f"{args.captions}: none of its {len(captions)} ids is a clip's name; it has "
                         f"{next(iter(captions))}, the clips are called {', '.join(list(sources)[:3])}, …")
     clips = [(name, path, captions.get(name, ())) for name, path in sources.items()]
-    return clips, reading, [name for name in captions if name not in sources]
+    return clips, how_to_read(args), [name for name in captions if name not in sources]
 
 
 def print_summary(args, report, unused):

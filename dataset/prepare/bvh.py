@@ -12,7 +12,6 @@ from utils.errors import UserError
 
 ROTATIONS = {"Xrotation": 0, "Yrotation": 1, "Zrotation": 2}
 POSITIONS = {"Xposition": 0, "Yposition": 1, "Zposition": 2}
-MAX_FPS = 1000
 END = " end"    # added to the parent's name to name an End Site
 
 
@@ -25,7 +24,7 @@ class Bvh:
     offsets: list = field(default_factory=list)     # (J, 3) in the file's unit
     channels: list = field(default_factory=list)    # J lists of channel names, in the file's order
     motion: np.ndarray = None                       # (F, C) float64, degrees and the file's unit
-    fps: float = None
+    frame_time: float = None                        # seconds, as the file says
 
 
 class Misfit(Exception):
@@ -41,7 +40,7 @@ def read_bvh(path):
     bvh = Bvh()
     start = _read_hierarchy(path, lines, bvh)
     bvh.offsets = np.array(bvh.offsets, np.float64)
-    bvh.motion, bvh.fps = _read_motion(path, lines, start, sum(map(len, bvh.channels)))
+    bvh.motion, bvh.frame_time = _read_motion(path, lines, start, sum(map(len, bvh.channels)))
     return bvh
 
 
@@ -137,7 +136,7 @@ def _check_joints(bvh, open_joints):
 
 
 def _read_motion(path, lines, start, width):
-    """Return the frames (F, C) and frames per second. start: index of the line after MOTION."""
+    """Return the frames (F, C) and seconds per frame. start: index of the line after MOTION."""
     numbered = enumerate(itertools.islice(lines, start, None), start + 1)
     filled = ((number, line.strip()) for number, line in numbered if line.strip())
     values, number = [], len(lines)
@@ -154,11 +153,9 @@ def _read_motion(path, lines, start, width):
     frames, time = values
     if not 1 <= frames < 1e9 or frames != int(frames):
         raise UserError(f"{path}: Frames is {frames:g}; expected at least one frame")
-    if not 1 / MAX_FPS <= time <= 1:
-        raise UserError(f"{path}: Frame Time is {time:g} s; expected {1 / MAX_FPS} to 1; mend the header")
     if width == 0:
         raise UserError(f"{path}: no joint has a channel; expected CHANNELS for the joints that move")
-    return _read_frames(path, lines, number, int(frames), width), 1 / time
+    return _read_frames(path, lines, number, int(frames), width), time
 
 
 def _read_frames(path, lines, start, frames, width):
@@ -184,6 +181,15 @@ def _read_frames(path, lines, start, frames, width):
             raise UserError(f"{where}: {len(words)} numbers; expected {width}")
         count += bool(words)
     raise UserError(f"{path}: {count} frames, the header says Frames: {frames}; is the file cut short?")
+
+
+def rest_positions(bvh):
+    """Return the positions (1, J, 3) of the zero pose: the offsets alone, End Sites included."""
+    positions = np.array(bvh.offsets)
+    for joint, parent in enumerate(bvh.parents):
+        if parent >= 0:
+            positions[joint] += positions[parent]
+    return positions[None]
 
 
 def joint_positions(bvh):

@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dataset.prepare.captions import mirror_line, text_line
+from dataset.prepare.joint_maps import describe_entry
 from dataset.prepare.source import Reading, read_clip
 from utils.errors import UserError
 from utils.files import atomic_write, exclusive_lock, remove_stale, save_array
@@ -24,9 +25,11 @@ from utils.motion_spec import get_spec
 
 VERSION = 2                         # raised when the conversion changes, so that old clips are made again
 JOINTS, FEATURES, TEXTS = "new_joints", "new_joint_vecs", "texts"
+REPORT = "report.txt"               # what was recognised in each source, and why others were left out
 DONE = "prepared.jsonl"             # the clips made here; no other file is ever replaced or removed
 SPLITS = ("train", "val", "test")
 FRACTIONS = (0.8, 0.05, 0.15)       # HumanML3D's
+LINE = 180                          # characters of a message, beside what is said around it
 MIN_BATCH = 32                      # fewer clips than this are not worth starting processes for
 
 
@@ -103,13 +106,14 @@ def write_dataset(out, clips, dataname, *, reading=None, fractions=FRACTIONS, mi
         records = dict(sorted((kept | made).items()))
         if not records:
             first = "; the first: " + next(iter(rejected.values())) if rejected else ""
-            raise UserError(f"{out}: none of {len(clips)} clips can be used{first}")
+            raise UserError(f"{out}: none of {len(clips)} clips can be used{first}"[:LINE + 20])
         splits = assign_splits(records, fractions)
         splits = {split: with_copies(names, mirrored) for split, names in splits.items()}
         _write_texts(out, {name: clips[name][1] for name in records}, mirrored)
         _write_splits(out, splits, get_spec(dataname))
         removed = _remove_others(out, done, set(itertools.chain(*splits.values())))
         write_lines(out / DONE, map(json.dumps, records.values()))
+        write_lines(out / REPORT, _describe(records, rejected))
     frames = sum(record["frames"] for record in records.values()) * (1 + mirrored)
     return Report(splits, frames, frames / get_spec(dataname).fps, len(made), len(kept), removed, rejected,
                   _count_found(records), sum(not clips[name][1] for name in records))
@@ -210,14 +214,25 @@ def _convert_one(job):
         features = {clip: extract_features(own / spec.unit, spec.name) for clip, own in versions.items()}
         if not all(np.isfinite(array).all() for array in features.values()):
             raise UserError(f"{where}: its features are not finite; expected joints within a few metres")
-    except (UserError, ValueError) as error:
-        return name, str(error)
+    except UserError as error:
+        return name, _in_a_line(error, source)
+    except Exception as error:  # whatever is wrong with one file, the others are converted
+        found = f"{type(error).__name__}: {error}"
+        return name, _in_a_line(f"{where}: unexpected, is the file sound? {found}", source)
     import torch  # here, for other preparation does without
     for clip, array in features.items():
         positions = recover_from_ric(torch.from_numpy(array).double(), spec.joints).numpy()
         for path, content in zip(_arrays(out, clip), (positions.astype(np.float32), array)):
             save_array(path, content)
     return name, dict(frames=len(features[name]), found=found)
+
+
+def _in_a_line(error, source):
+    """Return an error in at most LINE characters: the file's folders go first."""
+    text = " ".join(str(error).split())
+    if len(text) > LINE and not isinstance(source, np.ndarray):
+        text = text.replace(str(source), Path(source).name)
+    return text if len(text) <= LINE else text[:LINE - 1] + "…"
 
 
 def _write_texts(out, captions, mirrored):
@@ -255,9 +270,20 @@ def _remove_others(out, done, current):
 def _count_found(records):
     found = {}
     for record in records.values():
-        for what, value in record["found"].items():
+        for what in record["found"].keys() - {"map"}:
+            value = record["found"][what]
             found.setdefault(what, Counter())[value] += 1
     return found
+
+
+def _describe(records, rejected):
+    """Yield the lines of the report: every source with what was found, and its joints."""
+    for name, record in records.items():
+        found = dict(record["found"])
+        joints = found.pop("map", {})
+        yield "; ".join([f"{name}: {record['frames']} frames", *(f"{what} {found[what]}" for what in found)])
+        yield from (f"    {target} = {describe_entry(entry)}" for target, entry in joints.items())
+    yield from (f"rejected: {why}" for why in rejected.values())
 
 
 def write_lines(path, lines):

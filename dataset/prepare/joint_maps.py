@@ -1,8 +1,6 @@
-"""From the joints of a source skeleton to a data set's: built-in maps by name, and a file for any other.
+"""From the joints of a source skeleton to HumanML3D's 22 or KIT's 21, with what the source lacks put in.
 
-A map is {target joint: source joint, or [source, source, share] for a point between two}. Names are compared without case, spaces,
-underscores, hyphens and a prefix that ends in a colon or is Mixamo's or SMPL's. A target is one of the data set's joint names; spine joints a
-map lacks are interpolated.
+A map is {target joint: source joint, or [source, source, share] for a point between two}.
 """
 import json
 import re
@@ -10,13 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.prepare.bvh import END
+from dataset.prepare.skeleton import recognise
 from utils.errors import UserError
 from utils.motion_spec import KIT, T2M
 
 SPINE = ("pelvis", "spine1", "spine2", "spine3", "neck")
-OPTIONAL = SPINE[1:4] + ("left_collar", "right_collar")
-DEGENERATE = 0.01       # a bone shorter than this share of the leg has no direction of its own
+PLACED = (*SPINE[1:], "left_collar", "right_collar", "left_foot", "right_foot")     # put in if missing
+DEGENERATE = 0.01       # a bone shorter than this share of the thigh has no direction of its own
+NECK_AT = 0.68          # HumanML3D's neck on the way from spine3 to head
+FOOT = 0.36             # HumanML3D's foot, from the ankle to the ball, in thighs
 
 # KIT's joints from SMPL's: the same body, one spine joint fewer, no collars, and a foot of two bones
 KIT_FROM_SMPL = dict(root="pelvis", spine="spine1", chest="spine3", neck="neck", head="head",
@@ -24,138 +24,115 @@ KIT_FROM_SMPL = dict(root="pelvis", spine="spine1", chest="spine3", neck="neck",
                         for joint in ("shoulder", "elbow", "wrist", "hip", "knee", "ankle", "foot")})
 
 
-def _sides(left, right, **limbs):
-    """A limb's entry for both sides: `limbs` holds target='name with *', and * becomes `left` or `right`."""
-    return {f"{side}_{target}": name.replace("*", mark) for side, mark in (("left", left), ("right", right)) for target, name in limbs.items()}
-
-
-MIXAMO_LIMBS = dict(hip="*UpLeg", knee="*Leg", ankle="*Foot", collar="*Shoulder", shoulder="*Arm", elbow="*ForeArm", wrist="*Hand")
-THREE_SPINES = dict(pelvis="Hips", spine1="Spine", spine2="Spine1", spine3="Spine2", neck="Neck", head="Head")
-
-# name → map; of the maps that fit completely the first is taken, so the pickier come first
-MAPS = {
-    "SMPL": {name: name for name in T2M.joint_names},
-    "SMPL (L_Hip)": dict(pelvis="Pelvis", spine1="Spine1", spine2="Spine2", spine3="Spine3", neck="Neck", head="Head", **_sides(
-        "L", "R", hip="*_Hip", knee="*_Knee", ankle="*_Ankle", foot="*_Foot", collar="*_Collar", shoulder="*_Shoulder", elbow="*_Elbow",
-        wrist="*_Wrist")),
-    "Bandai Namco": dict(pelvis="Hips", spine1="Spine", spine3="Chest", neck="Neck", head="Head", **_sides(
-        "L", "R", hip="UpperLeg_*", knee="LowerLeg_*", ankle="Foot_*", foot="Toes_*", collar="Shoulder_*", shoulder="UpperArm_*",
-        elbow="LowerArm_*", wrist="Hand_*")),
-    # Spine1, Neck and both Shoulders are one point at the base of the neck: the spine ends below it, the collars start there
-    "CMU (cgspeed)": dict(dict(pelvis="Hips", spine1=["Hips", "Spine", 0.5], spine2="Spine", spine3=["Spine", "Spine1", 0.3], neck="Neck",
-                               head="Head"), **dict(_sides("Left", "Right", **MIXAMO_LIMBS, foot="*ToeBase"),
-                                                    left_collar=["Neck", "LeftArm", 0.4], right_collar=["Neck", "RightArm", 0.4])),
-    "CMU (hip, abdomen, chest)": dict(pelvis="hip", spine1="abdomen", spine3="chest", neck="neck", head="head", **_sides(
-        "l", "r", hip="*Thigh", knee="*Shin", ankle="*Foot", foot="*Foot" + END, collar="*Collar", shoulder="*Shldr", elbow="*ForeArm",
-        wrist="*Hand")),
-    "Mixamo": dict(THREE_SPINES, **_sides("Left", "Right", **MIXAMO_LIMBS, foot="*ToeBase")),
-    "LAFAN1": dict(THREE_SPINES, **_sides("Left", "Right", **MIXAMO_LIMBS, foot="*Toe")),
-}
-PREFIXES = r"^(mixamorig\d*|[mf]avg)(?=.)"      # mixamorig_Hips where an exporter took the colon; m_avg_Pelvis in SMPL's own files
-MARKS = {"CMU (cgspeed)": ("LowerBack", "Neck1")}   # names that tell a skeleton from another one with the same limbs
-
-
 def plain(name):
-    """A joint's name as it is compared."""
-    return re.sub(PREFIXES, "", re.sub(r"[\s_\-]", "", name.rsplit(":", 1)[-1]).lower())
-
-
-def _sources(entry):
-    return [entry] if isinstance(entry, str) else entry[:2]
-
-
-def find_map(names):
-    """The built-in map that fits the joints `names`. Returns (its name, the map). Raises UserError naming what the closest one misses."""
-    have = {plain(name) for name in names}
-    lacking = {}
-    for title, joints in MAPS.items():
-        wanted = [name for entry in joints.values() for name in _sources(entry)] + list(MARKS.get(title, ()))
-        lacking[title] = [name for name in dict.fromkeys(wanted) if plain(name) not in have]
-        if not lacking[title]:
-            return title, joints
-    title = min(lacking, key=lambda title: len(lacking[title]))
-    raise UserError(f"no known skeleton: the closest, {title}, also needs {', '.join(lacking[title])}; found {', '.join(names)}. "
-                    "Give --joint-map FILE.json")
+    """Return a joint's name as it is compared: without case, blanks, underscores, hyphens and namespace."""
+    return re.sub(r"[\s_\-]", "", name.rsplit(":", 1)[-1]).lower()
 
 
 def read_map(path):
-    """A map from a JSON file {target: source or [source, source, share]}. Raises UserError for anything else, or a missing target.
+    """Read a map from a JSON file {target: source or [source, source, share]}; it may name some targets only.
 
-    The targets are SMPL's 22, or KIT's 21; spine joints and collars may be left out.
+    The targets are HumanML3D's joints, or KIT's. Raises UserError for anything else.
     """
     try:
         joints = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; expected a JSON file of joint names") from None
     except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); expected {{\"pelvis\": \"Hips\", …}}") from None
-    if not isinstance(joints, dict):
-        raise UserError(f"{path}: holds a {type(joints).__name__}; expected {{\"pelvis\": \"Hips\", …}}")
-    for target, entry in joints.items():
-        between = isinstance(entry, list) and len(entry) == 3 and all(isinstance(name, str) for name in entry[:2]) \
-            and isinstance(entry[2], (int, float)) and not isinstance(entry[2], bool)
-        if not isinstance(entry, str) and not between:
-            raise UserError(f"{path}: {target} is {json.dumps(entry)[:60]}; expected a joint's name or [name, name, share]")
+        raise UserError(f"{path}: not JSON ({str(error)[:60]}); expected {{\"pelvis\": \"Hips\"}}") from None
+    if not isinstance(joints, dict) or not joints:
+        raise UserError(f"{path}: holds no names; expected {{\"pelvis\": \"Hips\", …}}")
     spec = KIT if "root" in joints else T2M
-    unknown = [target for target in joints if target not in spec.joint_names]
-    missing = [target for target in spec.joint_names if target not in joints and target not in OPTIONAL]
-    if unknown or missing:
-        what = f"has no joint {', '.join(missing)}" if missing else f"names {', '.join(unknown)}"
-        raise UserError(f"{path}: {what}; expected the joints {', '.join(spec.joint_names)}")
+    for target, entry in joints.items():
+        if target not in spec.joint_names:
+            raise UserError(f"{path}: names {target[:40]}; expected {', '.join(spec.joint_names)}"[:200])
+        kinds = [type(part) for part in entry] if isinstance(entry, list) else []
+        between = kinds in ([str, str, float], [str, str, int])
+        if not isinstance(entry, str) and not between:
+            found = json.dumps(entry)[:60]
+            raise UserError(f"{path}: {target} is {found}; expected a joint's name or [name, name, share]")
     return joints
 
 
-def map_joints(positions, names, joints, spec):
-    """Source positions (T, S, 3) with S `names` → (T, J, 3) of the data set's joints, in the source's unit.
+def describe_entry(entry):
+    """Return a source joint, or a point between two, in words."""
+    return entry if isinstance(entry, str) else f"{entry[2]:g} of the way from {entry[0]} to {entry[1]}"
 
-    Raises UserError naming a source joint the map wants and the skeleton lacks.
+
+def find_map(names, parents, lengths, own):
+    """Return (map, how it was found, whether the names tell the sides). own: a map that goes before, or None.
+
+    Raises UserError for joints neither recognised nor in `own`, and for a joint in `own` that is not there.
     """
+    own = own or {}
+    known = {plain(name) for name in names}
+    for entry in own.values():
+        for name in [entry] if isinstance(entry, str) else entry[:2]:
+            if plain(name) not in known:
+                raise UserError(f"no joint {name[:40]}, which --joint-map names; the file has others")
+    wanted = KIT.joint_names if "root" in own else [name for name in T2M.joint_names if name not in PLACED]
+    if all(target in own for target in wanted):
+        return own, "by --joint-map", True
+    joints, confidence, sided = recognise(names, parents, lengths)
+    found = {target: names[joint] for target, joint in joints.items()} | own
+    return found, f"recognised ({confidence:.0%})" + " and --joint-map" * bool(own), sided
+
+
+def map_joints(positions, names, joints):
+    """Source positions (T, S, 3) with S `names` → (T, 22, 3), or (T, 21, 3) for a map of KIT's joints."""
     index = {plain(name): i for i, name in reversed(list(enumerate(names)))}
-    missing = [name for entry in joints.values() for name in _sources(entry) if plain(name) not in index]
-    if missing:
-        raise UserError(f"no joint {', '.join(dict.fromkeys(missing))}, which the joint map wants; found {', '.join(names)}")
+    index |= {name: i for i, name in reversed(list(enumerate(names)))}
 
     def place(entry):
         if isinstance(entry, str):
-            return positions[:, index[plain(entry)]]
+            return positions[:, index.get(entry, index.get(plain(entry)))]
         a, b, share = entry
-        return (1 - share) * positions[:, index[plain(a)]] + share * positions[:, index[plain(b)]]
+        return (1 - share) * place(a) + share * place(b)
 
-    placed = {target: place(entry) for target, entry in joints.items()}
-    if spec.joints == KIT.joints and "root" in placed:
-        return np.stack([placed[name] for name in KIT.joint_names], 1)
-    body = _complete(placed)
-    if spec.joints == T2M.joints:
-        return np.stack([body[name] for name in T2M.joint_names], 1)
-    return np.stack([_kit_joint(body, name) for name in KIT.joint_names], 1)
+    body = {target: place(entry) for target, entry in joints.items()}
+    if "root" in joints:
+        return np.stack([body[name] for name in KIT.joint_names], 1)
+    _complete(body)
+    return np.stack([body[name] for name in T2M.joint_names], 1)
 
 
-def _complete(placed):
-    """SMPL's 22: spine joints and collars that are missing, or fall together with the joint before, are put between their neighbours."""
-    leg = np.median(np.linalg.norm(placed["left_hip"] - placed["left_knee"], axis=-1))
-    body = dict(placed)
-    chain = [name for name in SPINE if name in body]
-    for lower, upper in zip(chain, chain[1:]):
-        if upper != "neck" and (_apart(body, lower, upper) < DEGENERATE * leg or _apart(body, upper, "neck") < DEGENERATE * leg):
-            del body[upper]
+def _complete(body):
+    """Put in the joints that are missing or fall together with their parent: neck, spine, collars, feet."""
+    thigh = _apart(body, "left_hip", "left_knee")
+    if "neck" not in body:
+        chest = next((body[name] for name in SPINE[3:0:-1] if name in body), body["pelvis"])
+        body["neck"] = chest + NECK_AT * (body["head"] - chest)
+    lower = "pelvis"
+    for name in [name for name in SPINE[1:-1] if name in body]:
+        if min(_apart(body, lower, name), _apart(body, name, "neck")) < DEGENERATE * thigh:
+            del body[name]
+        else:
+            lower = name
     for i, name in enumerate(SPINE):
         if name not in body:
             after = next(k for k in range(i + 1, len(SPINE)) if SPINE[k] in body)
             share = 1 / (after - i + 1)
             body[name] = (1 - share) * body[SPINE[i - 1]] + share * body[SPINE[after]]
     for side in ("left", "right"):
-        collar, shoulder = f"{side}_collar", f"{side}_shoulder"
-        if collar not in body or min(_apart(body, "spine3", collar), _apart(body, collar, shoulder)) < DEGENERATE * leg:
+        collar, shoulder, foot = f"{side}_collar", f"{side}_shoulder", f"{side}_foot"
+        ends = (shoulder, "spine3")
+        if collar not in body or min(_apart(body, collar, end) for end in ends) < DEGENERATE * thigh:
             body[collar] = 0.6 * (body["spine3"] + body["neck"]) / 2 + 0.4 * body[shoulder]
-    return body
+        if foot not in body or _apart(body, foot, f"{side}_ankle") < DEGENERATE * thigh:
+            shin = body[f"{side}_ankle"] - body[f"{side}_knee"]
+            forward = np.cross(body["right_hip"] - body["left_hip"], shin)     # at right angles to the shin
+            forward /= np.maximum(np.linalg.norm(forward, axis=-1, keepdims=True), 1e-9)
+            body[foot] = body[f"{side}_ankle"] + FOOT * thigh * forward
 
 
 def _apart(body, a, b):
     return np.median(np.linalg.norm(body[a] - body[b], axis=-1))
 
 
-def _kit_joint(body, name):
-    if name.endswith("toe"):    # SMPL's foot ends at the ball: the toes go on as far again as half the foot
-        side = name.split("_")[0]
-        return 1.5 * body[f"{side}_foot"] - 0.5 * body[f"{side}_ankle"]
-    return body[KIT_FROM_SMPL[name]]
+def to_kit(joints):
+    """HumanML3D's joints (T, 22, 3) → KIT's (T, 21, 3)."""
+    body = dict(zip(T2M.joint_names, np.moveaxis(joints, 1, 0)))
+    placed = {name: body[source] for name, source in KIT_FROM_SMPL.items()}
+    for side in ("left", "right"):  # SMPL's foot ends at the ball: the toes go on by half of it
+        placed[f"{side}_toe"] = 1.5 * body[f"{side}_foot"] - 0.5 * body[f"{side}_ankle"]
+    return np.stack([placed[name] for name in KIT.joint_names], 1)

@@ -1,4 +1,5 @@
 """One source file → joints in metres, y up, at the data set's frame rate."""
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -6,16 +7,22 @@ import numpy as np
 from scipy.interpolate import CubicSpline
 from scipy.ndimage import gaussian_filter1d
 
-from dataset.prepare.bvh import joint_positions, read_bvh
-from dataset.prepare.joint_maps import find_map, map_joints
+from dataset.prepare import axes
+from dataset.prepare.bvh import joint_positions, read_bvh, rest_positions
+from dataset.prepare.joint_maps import PLACED, find_map, map_joints, to_kit
 from utils.errors import UserError
 from utils.files import load_array
-from utils.motion_spec import UNIT_LENGTH, get_spec
+from utils.motion_spec import KIT, T2M, UNIT_LENGTH, get_spec
 
-SUFFIXES = (".bvh", ".npy")
-UNITS = {"m": 1.0, "cm": 0.01, "mm": 0.001, "inches": 0.0254, "CMU units": 0.0254 / 0.45}
-LOW, HIGH = 0.9, 1.95    # metres along the bones from ankle to head, of a child and of a giant: one unit fits
-TYPICAL = 1.48           # the same of HumanML3D's skeleton
+SUFFIXES = (".bvh", ".npy", ".npz")
+FOREIGN = {  # suffix → how to get on
+    ".pkl": "a Python pickle, which is not opened: save the joints with numpy.save, as (T, 22, 3)",
+    ".fbx": "export it as BVH, with Blender (File, Export) or MotionBuilder",
+    ".glb": "export it as BVH, with Blender (File, Import, then Export)",
+    ".c3d": "it holds markers; solve them to a skeleton, with MotionBuilder or Mokka, and export BVH",
+}
+SHAPES = {22: T2M, 24: T2M, 52: T2M, 55: T2M, 21: KIT}  # joints of an array → ours, the first
+SLOWEST, FASTEST = 0.2, 0.001   # seconds per frame
 MAX_SPEED = 15           # metres per second; a boxer's fist makes ten
 LEADING = 0.1            # seconds in which a clip may spring from a pose to its motion
 SMOOTHING = 0.3          # standard deviation of the low-pass before downsampling, in target frames
@@ -23,84 +30,125 @@ SMOOTHING = 0.3          # standard deviation of the low-pass before downsamplin
 
 @dataclass(frozen=True)
 class Reading:
-    """How sources are read. None: found out for each file."""
+    """How sources are read. None and auto: found out for each file."""
 
     dataname: str = "t2m"
     scale: float = None      # metres per unit
-    up: str = "y"
-    fps: float = None        # of .npy joints, which do not say; None: the data set's
-    joint_map: dict = None
+    up: str = "auto"         # y, z, -y or -z
+    fps: float = None        # None: a BVH file's own, the data set's for arrays
+    joint_map: dict = None   # goes before what is recognised
+    swap_sides: bool = False
 
 
-def read_clip(path, reading):
-    """Read a .bvh or .npy file. Return joints (T, J, 3) float64 and {what was found: value}.
+def read_clip(path, reading, found=None):
+    """Read a .bvh, .npy or .npz file. Return joints (T, J, 3) float64 and {what was found: value}.
 
-    The joints are in metres, y up, at the data set's frame rate.
-    Raises UserError for a file that cannot be read, lacks joints, is not finite or is too short.
+    The joints are in metres, y up, at the data set's frame rate. found: a dictionary to fill, for --explain.
+    Raises UserError for a file that cannot be read, is no person's, contradicts itself or is too short.
     """
-    spec, read = get_spec(reading.dataname), _read_bvh if Path(path).suffix.lower() == ".bvh" else _read_array
+    spec, found = get_spec(reading.dataname), {} if found is None else found
+    read = _read_bvh if Path(path).suffix.lower() == ".bvh" else _read_array
     try:
-        joints, fps, found = read(path, reading, spec)
-        joints, found["unit"] = _to_metres(joints, reading, spec)
-        joints, found["start"] = _cut_leading_pose(joints, fps)
+        joints, rest, fps, sided = read(path, reading, found)
+        joints = _stand_up(joints, rest, sided, reading, found)
+        joints = _cut_leading_pose(joints, fps, found)
         joints = resample(joints, fps, spec.fps)
     except UserError as error:
         raise UserError(error if str(error).startswith(str(path)) else f"{path}: {error}") from None
     if len(joints) <= UNIT_LENGTH:
         raise UserError(f"{path}: {len(joints)} frames at {spec.fps:g} fps; expected more than {UNIT_LENGTH}")
-    return joints, {what: value for what, value in found.items() if value}
+    return to_kit(joints) if spec.joints == KIT.joints != joints.shape[1] else joints, found
 
 
-def _read_bvh(path, reading, spec):
+def _read_bvh(path, reading, found):
+    """Return joints (T, J, 3), the zero pose (1, J, 3), the frame rate, and whether the sides are known."""
     bvh = read_bvh(path)
-    title, joint_map = ("--joint-map", reading.joint_map) if reading.joint_map else find_map(bvh.names)
-    joints = map_joints(joint_positions(bvh), bvh.names, joint_map, spec)
-    return joints, bvh.fps, dict(skeleton=title, fps=f"{round(bvh.fps, 2):g}")
+    if reading.fps is None and not FASTEST <= bvh.frame_time <= SLOWEST:
+        raise UserError(f"Frame Time is {bvh.frame_time:g} s; expected {FASTEST} to {SLOWEST}; give --fps")
+    fps = reading.fps or 1 / bvh.frame_time
+    positions = joint_positions(bvh)
+    few = axes.thin_out(positions)
+    above = np.maximum(bvh.parents, 0)
+    lengths = np.median(np.linalg.norm(few - few[:, above], axis=-1), 0).tolist()
+    joint_map, skeleton, sided = find_map(bvh.names, bvh.parents, lengths, reading.joint_map)
+    placed = [name for name in PLACED if name not in joint_map and "root" not in joint_map]
+    found |= dict(skeleton=skeleton, fps=f"{round(fps, 2):g}", map=joint_map)
+    if placed:
+        found["placed"] = ", ".join(placed)
+    rest = map_joints(rest_positions(bvh), bvh.names, joint_map)
+    return map_joints(positions, bvh.names, joint_map), rest, fps, sided
 
 
-def _read_array(path, reading, spec):
-    joints, fps = load_array(path), reading.fps or spec.fps
-    if joints.ndim != 3 or joints.shape[1:] != (spec.joints, 3) or joints.dtype.kind not in "fiu":
-        hint = {(21, 3): "; use --dataname kit", (22, 3): "; use --dataname t2m"}.get(joints.shape[1:], "")
-        raise UserError(f"{joints.dtype} of shape {joints.shape}; expected (T, {spec.joints}, 3){hint}")
+def _read_array(path, reading, found):
+    """Return the same of joints saved by numpy: no zero pose, and the sides are known."""
+    suffix, fps = Path(path).suffix.lower(), reading.fps or get_spec(reading.dataname).fps
+    if suffix in FOREIGN:
+        raise UserError(f"{suffix} is not read here: {FOREIGN[suffix]}")
+    array = load_array(path) if suffix == ".npy" else _find_joints(path)
+    joints = array.reshape(len(array), -1, 3) if array.ndim == 2 and array.shape[1] in (63, 66) else array
+    spec = SHAPES.get(joints.shape[1]) if joints.ndim == 3 and joints.shape[2] == 3 else None
+    if spec is None or joints.dtype.kind not in "fiu":
+        raise UserError(f"{array.dtype} of shape {array.shape}; expected joints (T, 22, 3), SMPL's, "
+                        "or (T, 21, 3) for kit")
+    if spec is KIT and reading.dataname != "kit":
+        raise UserError(f"shape {array.shape} is KIT's 21 joints; give --dataname kit")
+    if spec is T2M and reading.dataname == "kit" and not reading.fps:
+        raise UserError("22 joints make KIT's 21, but at which frame rate? Give --fps")
     finite = np.isfinite(joints).all((1, 2))
     if not finite.all():
         raise UserError(f"frame {finite.argmin()} is NaN or Inf ({(~finite).sum()} of {len(joints)} frames)")
-    return joints.astype(np.float64), fps, dict(skeleton=f"{spec.joints} joints", fps=f"{round(fps, 2):g}")
+    found |= dict(skeleton=f"{joints.shape[1]} joints in the data set's order", fps=f"{round(fps, 2):g}")
+    return joints[:, :spec.joints].astype(np.float64), None, fps, True
 
 
-def _to_metres(joints, reading, spec):
-    if reading.up == "z":
-        joints = joints[..., [0, 2, 1]] * (1, 1, -1)
-    unit, scale = (f"x {reading.scale:g}", reading.scale) if reading.scale else find_unit(joints, spec)
-    return joints * scale, unit
+def _find_joints(path):
+    """Return the one array of joints in an .npz file."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if {"poses", "trans"} <= set(archive.files):
+                raise UserError("AMASS's poses, not joints: convert them with --amass")
+            arrays = [archive[name] for name in archive.files]
+    except UserError:
+        raise
+    except Exception as error:  # numpy and zipfile raise nearly anything for a damaged file
+        raise UserError(f"is damaged or no .npz file ({str(error).splitlines()[0][:60]})") from None
+    joints = [array for array in arrays if array.ndim == 3 and array.shape[1:] in [(n, 3) for n in SHAPES]]
+    if len(joints) != 1:
+        raise UserError(f"holds {len(joints)} arrays of joints (T, 22, 3); expected one")
+    return joints[0]
 
 
-def measure(joints, spec):
-    """Return the median length from ankle over hip to head along the bones, in the joints' unit."""
-    trunk = list(spec.chains[2])      # root … head
-    hip, knee, ankle = (spec.joint_names.index(f"left_{name}") for name in ("hip", "knee", "ankle"))
-    bones = [*zip(trunk, trunk[1:]), (hip, knee), (knee, ankle)]
-    return float(np.median(sum(np.linalg.norm(joints[:, a] - joints[:, b], axis=-1) for a, b in bones)))
+def _stand_up(joints, rest, sided, reading, found):
+    """Return joints in metres, y up, left on the left. Raises UserError where they are no person's."""
+    spec, few = (KIT if joints.shape[1] == KIT.joints else T2M), axes.thin_out(joints)
+    if not axes.leg_length(few, spec) > 0:
+        raise UserError("a leg has no length; expected hip, knee and ankle apart")
+    if not reading.joint_map:
+        axes.check_proportions(few, spec, rigid=rest is None)
+    found["up"] = axes.find_up(few, rest, spec) if reading.up == "auto" else reading.up
+    unit, scale = axes.find_unit(few, spec) if not reading.scale else (f"x {reading.scale:g}", reading.scale)
+    found["unit"] = unit
+    joints = axes.turn_up(joints, found["up"]) * scale
+    if reading.swap_sides:
+        joints = axes.swap_sides(joints, spec)
+    few = axes.thin_out(joints)
+    if spec is T2M and axes.is_mirrored(few, spec):     # KIT's published joints are named the other way round
+        if sided:
+            raise UserError("mirrored: knees and toes point backwards by the names; --swap-sides mends it")
+        joints = axes.swap_sides(joints, spec)
+    if not reading.joint_map and axes.walks_on_fours(few, spec):
+        raise UserError("walks on four legs; expected a person. If it is one, give --joint-map")
+    lowest = float(np.median(few[..., 1].min(1)))
+    if abs(lowest) > axes.FLOATING:
+        found["floor"] = f"{'floats' if lowest > 0 else 'sinks'} by over {axes.FLOATING} m, put on the floor"
+    return joints
 
 
-def find_unit(joints, spec):
-    """Return (name, metres per unit) from the skeleton's size. One that fits no unit is given a typical size.
-
-    Raises UserError for joints that all lie in one point.
-    """
-    size = measure(joints, spec)
-    if not size > 0:
-        raise UserError("all joints lie in one point; expected a body")
-    for name, scale in UNITS.items():
-        if LOW <= size * scale <= HIGH:
-            return name, scale
-    return "none known, scaled to a typical height", TYPICAL / size
-
-
-def _cut_leading_pose(joints, fps):
+def _cut_leading_pose(joints, fps, found):
     count = leading_pose(joints, fps)
-    return joints[count:], "frames of a pose apart from the motion left out" if count else None
+    if count:
+        found["start"] = "frames of a pose apart from the motion left out"
+    return joints[count:]
 
 
 def leading_pose(joints, fps):
@@ -135,27 +183,31 @@ def resample(joints, fps, target):
 
 
 def find_sources(paths):
-    """Return every .bvh and .npy file of the given files and folders as {id: path}, sorted by id.
+    """Return every motion file of the given files and folders as {id: path}, sorted by id.
 
     An id is the file's name; files of one name in several folders take their folders' names too.
+    Files of FOREIGN formats are among them, for `read_clip` to name, unless a file of ours has their name.
     Raises UserError for a path that is missing or of another kind, for no file, and for two of one id.
     """
     found, kinds = [], " or ".join(SUFFIXES)    # (file, folder it was found under)
     for path in map(Path, paths):
         if path.is_dir():
-            files = (file for file in sorted(path.rglob("*")) if file.suffix.lower() in SUFFIXES)
-            found += [(file, path) for file in files if file.is_file()]
-        elif path.is_file() and path.suffix.lower() in SUFFIXES:
+            files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in (*SUFFIXES, *FOREIGN)]
+            ours = {file.with_suffix("") for file in files if file.suffix.lower() in SUFFIXES}
+            found += [(file, path) for file in files if file.is_file()
+                      and (file.suffix.lower() in SUFFIXES or file.with_suffix("") not in ours)]
+        elif path.is_file() and path.suffix.lower() in (*SUFFIXES, *FOREIGN):
             found.append((path, path.parent))
         else:
             raise UserError(f"{path}: no such file or folder; expected {kinds} files")
     if not found:
         raise UserError(f"{', '.join(map(str, paths))}: no {kinds} file; expected motion capture or joints")
     stems = [_clean(path.stem) for path, _ in found]
+    times = Counter(stems)
     sources = {}
     for stem, (path, folder) in zip(stems, found):
         longer = "_".join(path.relative_to(folder.parent).with_suffix("").parts)
-        name = _clean(longer) if stems.count(stem) > 1 else stem
+        name = _clean(longer) if times[stem] > 1 else stem
         if name in sources and not path.samefile(sources[name]):
             raise UserError(f"{path}: would be clip {name}, as {sources[name]} is; rename one of them")
         sources[name] = path
