@@ -2,8 +2,8 @@
 
     python -m tests.faults [--kills 20] [--seed 0]
 
-Trains a small net without interruption, then once more while a killer is at work, and compares every logged value and the final weights
-bit by bit. Prints one line per fault and exits with code 1 when any differs.
+Trains a small net without interruption, then once more while a killer is at work, and compares every logged
+value and the final weights bit by bit. Prints one line per fault and exits with code 1 when any differs.
 """
 import argparse
 import os
@@ -21,7 +21,8 @@ from tests.helpers import make_dataset
 from tests.test_train_vq import ROOT, curves, same, weights
 from utils.errors import UserError
 
-FLAGS = ("--device", "cpu", "--width", "96", "--code-dim", "96", "--output-emb-width", "96", "--nb-code", "32",
+FLAGS = ("--device", "cpu", "--width", "96", "--code-dim", "96", "--output-emb-width", "96", "--nb-code",
+         "32",
          "--batch-size", "8", "--nb-vis", "0", "--window-size", "32",
          "--warm-up-iter", "40", "--total-iter", "900", "--lr-scheduler", "300", "--print-iter", "25",
          "--eval-iter", "100", "--save-iter", "10", "--exp-name", "run")
@@ -45,7 +46,7 @@ def unloadable(run):
 
 
 def kill_in_training(process, run, in_write, rng):
-    """Kill the process a random while after it has begun to train; in mid-write when asked. Returns whether it was a write."""
+    """Kill the process while it trains, in mid-write when asked. Returns whether it was a write."""
     begun = time.time()
     log = run / "run.log"
     size = log.stat().st_size if log.exists() else 0
@@ -75,8 +76,10 @@ def kills(root, work, count, rng):
         bad += unloadable(run)
     final = start(root, parts, "--resume", "auto")
     error = final.communicate()[1]
-    identical = final.returncode == 0 and same(weights(whole / "run"), weights(run)) and curves(whole / "run") == curves(run)
-    print(f"kill -9: {done} kills, {writes} of them in mid-write, {len(bad)} unloadable files, weights and curves "
+    identical = final.returncode == 0 and same(weights(whole / "run"), weights(run))
+    identical = identical and curves(whole / "run") == curves(run)
+    print(f"kill -9: {done} kills, {writes} of them in mid-write, {len(bad)} unloadable files, "
+          f"weights and curves "
           f"{'bit-identical' if identical else 'DIFFER ' + error[-300:]}")
     return identical and not bad and done == count
 
@@ -85,7 +88,8 @@ def full_disk(root, work):
     """A file system of a few MiB: the save fails, the old state stays and still loads."""
     disk = work / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=9m", "tmpfs", str(disk)], capture_output=True).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=9m", "tmpfs", str(disk)],
+                      capture_output=True).returncode:
         print("full disk: skipped, mounting a small tmpfs needs root")
         return True
     try:
@@ -108,7 +112,8 @@ def full_disk(root, work):
         left = [name for name in os.listdir(disk / "run") if name.endswith(".tmp")]
         bad = unloadable(disk / "run")
         good = process.returncode == 2 and "cannot be" in error and not left and not bad
-        print(f"full disk: exit code {process.returncode}, {len(left)} partial files, {len(bad)} unloadable | {error}")
+        print(f"full disk: exit code {process.returncode}, {len(left)} partial files, {len(bad)} unloadable",
+              error, sep=" | ")
         return good
     finally:
         subprocess.run(["umount", str(disk)], check=True)

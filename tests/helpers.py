@@ -9,7 +9,8 @@ from models.vqvae import HumanVQVAE
 from options.option_vq import get_args_parser
 from utils.motion_spec import get_spec
 
-SMALL_NET = ("--width", "32", "--code-dim", "32", "--output-emb-width", "32", "--nb-code", "16", "--depth", "2", "--device", "cpu")
+SMALL_NET = ("--width", "32", "--code-dim", "32", "--output-emb-width", "32", "--nb-code", "16", "--depth",
+             "2", "--device", "cpu")
 
 
 def make_clip(dataname, frames, seed):
@@ -40,22 +41,25 @@ def make_dataset(root, dataname="t2m", lengths=(80, 100, 64, 70, 30, 90, 66, 75)
         std[part] = std[part].mean()
     np.save(root / "Std.npy", std)
     train = names[:len(names) - val]
-    for split, ids in (("train", train), ("val", names[len(train):]), ("test", names[len(train):]), ("all", names)):
+    for split, ids in (("train", train), ("val", names[len(train):]), ("test", names[len(train):]),
+                       ("all", names)):
         (root / f"{split}.txt").write_text("".join(f"{name}\n" for name in ids))
     return root
 
 
 def small_args(root, out, *flags):
     """Arguments of a small, quick run on `root` into `out`, without pictures."""
-    return get_args_parser([*SMALL_NET, "--data-root", str(root), "--out-dir", str(out), "--exp-name", "run", "--batch-size", "4",
-                            "--window-size", "32", "--total-iter", "12", "--warm-up-iter", "4", "--print-iter", "5", "--eval-iter", "6",
+    return get_args_parser([*SMALL_NET, "--data-root", str(root), "--out-dir", str(out), "--exp-name", "run",
+                            "--batch-size", "4",
+                            "--window-size", "32", "--total-iter", "12", "--warm-up-iter", "4",
+                            "--print-iter", "5", "--eval-iter", "6",
                             "--save-iter", "5", "--nb-vis", "0", *flags])
 
 
 def save_small_net(path, root, seed=0, **flags):
-    """A checkpoint of a small net whose codebook is filled from `root`'s clips, with its statistics; returns its path.
+    """Save a small net whose codebook is filled from `root`'s clips, with its statistics; return its path.
 
-    It looks as after 12 iterations and 3 of warm-up, and takes the place of a training where only its file matters.
+    It looks as after 12 iterations and 3 of warm-up, for tests that need only a run's file.
     """
     args = get_args_parser([*SMALL_NET, "--data-root", str(root)])
     for name, value in dict(flags, warm_up_iter=4).items():
@@ -72,8 +76,8 @@ def save_small_net(path, root, seed=0, **flags):
 
 
 def excess(net, x, codes):
-    """How much farther the given codes (T',) lie from the latents of x (1, T, D) than the nearest ones; and the gap
-    of these to the second nearest, at its smallest. Which of two codes that tie is taken hangs on the last bit."""
+    """Return how much farther codes (T',) lie from the latents of x (1, T, D) than the nearest do, and the
+    gap to the second nearest. Which of two codes that tie is taken hangs on the last bit."""
     with torch.no_grad():
         z_e = net.vqvae.encoder(x.transpose(1, 2))[0].t()
         distance = torch.cdist(z_e.double(), net.vqvae.quantizer.codes.double())

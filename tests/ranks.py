@@ -10,10 +10,12 @@ from tests.helpers import small_args
 from train_vq import main
 
 # run → flags; 25 steps of 8 windows, 64 rows of latents a step
-STEPS = ("--batch-size", "8", "--warm-up-iter", "6", "--total-iter", "20", "--lr", "1e-3", "--print-iter", "10",
+STEPS = ("--batch-size", "8", "--warm-up-iter", "6", "--total-iter", "20", "--lr", "1e-3", "--print-iter",
+         "10",
          "--eval-iter", "10", "--depth", "1")
 RUNS = {
-    **{quantizer: ("--quantizer", quantizer, "--float64") for quantizer in ("ema_reset", "orig", "ema", "reset")},
+    **{quantizer: ("--quantizer", quantizer, "--float64")
+       for quantizer in ("ema_reset", "orig", "ema", "reset")},
     "few rows": ("--nb-code", "100", "--float64"),  # fewer rows than codes: they are repeated with noise
     "parts": ("--grad-accum", "2", "--float64"),
 }

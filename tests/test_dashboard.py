@@ -1,4 +1,4 @@
-"""What a run leaves to look at: its event file read back, its GIF files, and that none of it disturbs the run."""
+"""What a run leaves to look at: its event file read back, and its GIF files."""
 import io
 import os
 import signal
@@ -68,7 +68,8 @@ def test_the_codebooks_use_is_drawn_over_time(trained):
 def test_codes_and_joint_errors_are_drawn_at_every_evaluation(trained):
     for tag in ("Validation/codes", "Validation/joint_errors"):
         assert list(images(trained, tag)) == [6, 12]
-        assert all(Image.open(io.BytesIO(data)).width <= dashboard.CARD for data in images(trained, tag).values())
+        pictures = [Image.open(io.BytesIO(data)) for data in images(trained, tag).values()]
+        assert all(picture.width <= dashboard.CARD for picture in pictures)
 
 
 def session(run):
@@ -84,7 +85,8 @@ def session(run):
 
 def test_the_settings_stand_beside_the_final_metrics_in_the_same_run(trained):
     settings, metrics = session(trained)
-    assert settings["nb_code"] == 16 and settings["quantizer"] == "ema_reset" and settings["vq_norm"] == "None"
+    assert settings["nb_code"] == 16 and settings["quantizer"] == "ema_reset"
+    assert settings["vq_norm"] == "None"
     assert settings["total_iter"] == 12 and settings["lr_scheduler"] == "[200000]"
     assert {"Final/mpjpe", "Final/perplexity"} <= set(metrics) <= set(read(trained).Tags()["scalars"])
     assert dict(curves(trained)["Final/mpjpe"]) == {12: dict(curves(trained)["./Test/mpjpe"])[12]}
@@ -95,7 +97,8 @@ def test_at_the_end_each_clip_stands_beside_its_original(trained):
     assert "vis_*.gif" in (trained / "run.log").read_text()
     for name, length in (("000006", 64), ("000007", 72)):
         shown = frames((trained / f"vis_{name}.gif").read_bytes())
-        assert shown.shape == (length, 256 + 64, 512, 3) and (shown[:, 64:256, :256] != shown[:, 64:256, 256:]).any()
+        assert shown.shape == (length, 256 + 64, 512, 3)
+        assert (shown[:, 64:256, :256] != shown[:, 64:256, 256:]).any()
 
 
 def test_drawing_leaves_the_run_bit_for_bit_as_it_is(data_root, tmp_path, trained):
@@ -145,7 +148,8 @@ def test_a_resumed_run_goes_on_with_its_pictures(data_root, tmp_path, trained, m
     assert main(small_args(data_root, tmp_path, "--nb-vis", "1", "--resume", "auto")) == 0
     assert images(run, "Validation/codebook_use") == images(trained, "Validation/codebook_use")
     assert list(images(run, "./Vis/pred_eval0")) == [6, 12] and len(list(run.glob("vis_*.gif"))) == 1
-    assert main(small_args(data_root, tmp_path, "--nb-vis", "1", "--resume", "auto", "--total-iter", "18")) == 0
+    assert main(small_args(data_root, tmp_path, "--nb-vis", "1", "--resume", "auto", "--total-iter",
+                           "18")) == 0
     assert list(images(run, "Validation/codebook_use")) == [6, 12, 18]
 
 
@@ -159,7 +163,8 @@ def test_a_failing_picture_costs_one_line_each_time(data_root, tmp_path, trained
     run = tmp_path / "run"
     assert same(weights(run), weights(trained))
     log = (run / "run.log").read_text()
-    assert log.count("WARNING drawing: OSError: no ink; training goes on") == 3  # at two validations and at the end
+    # at two validations and at the end
+    assert log.count("WARNING drawing: OSError: no ink; training goes on") == 3
     tags = set(read(run).Tags()["images"])
     assert not any("Vis" in tag for tag in tags) and "Validation/joint_errors" in tags
 

@@ -22,7 +22,8 @@ pytestmark = pytest.mark.slow
 
 def torchrun(ranks, *command, restarts=3):
     """A torchrun of `ranks` processes on this machine alone."""
-    return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks),
+    return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone",
+                             "--nproc-per-node", str(ranks),
                              "--max-restarts", str(restarts), *map(str, command)],
                             cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -68,14 +69,16 @@ def test_curves_and_validation_are_one_runs(runs, name, ranks):
     assert alone.keys() == together.keys() and "./Test/mpjpe" in alone and "./Train/PPL" in alone
     for tag in alone:
         assert [step for step, _ in together[tag]] == [step for step, _ in alone[tag]]
-        np.testing.assert_allclose([v for _, v in together[tag]], [v for _, v in alone[tag]], rtol=1e-6, err_msg=tag)
+        np.testing.assert_allclose([v for _, v in together[tag]], [v for _, v in alone[tag]], rtol=1e-6,
+                                   err_msg=tag)
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_in_float32_the_curves_agree(runs, ranks):
     alone, together = (curves(runs[n] / "float32" / "run") for n in (1, ranks))
     for tag in ("./Train/L1", "./Train/Vel", "./Train/Commit"):
-        np.testing.assert_allclose([v for _, v in together[tag]], [v for _, v in alone[tag]], rtol=1e-3, err_msg=tag)
+        np.testing.assert_allclose([v for _, v in together[tag]], [v for _, v in alone[tag]], rtol=1e-3,
+                                   err_msg=tag)
 
 
 def test_parts_of_a_batch_equal_the_whole(runs):
@@ -89,7 +92,8 @@ COMMAND = ("train_vq.py", *SMALL_NET, "--exp-name", "run", "--window-size", "32"
 
 
 def test_a_killed_rank_is_restarted_and_the_run_is_bit_identical(data_root, tmp_path):
-    flags = ("--data-root", data_root, "--batch-size", "4", "--total-iter", "60", "--eval-iter", "60", "--resume", "auto")
+    flags = ("--data-root", data_root, "--batch-size", "4", "--total-iter", "60", "--eval-iter", "60",
+             "--resume", "auto")
     whole = torchrun(2, *COMMAND, *flags, "--out-dir", tmp_path / "whole")
     output = whole.communicate(timeout=300)[0]
     assert whole.returncode == 0, output[-3000:]
@@ -117,7 +121,8 @@ def test_a_signal_stops_all_ranks_at_one_step(data_root, tmp_path):
 
 
 @pytest.mark.parametrize(("flags", "words"), [
-    (("--batch-size", "6"), "does not divide by 4 ranks"), (("--vq-norm", "BN"), "BN cannot work on several ranks")])
+    (("--batch-size", "6"), "does not divide by 4 ranks"),
+    (("--vq-norm", "BN"), "BN cannot work on several ranks")])
 def test_what_cannot_work_on_several_ranks_is_refused(flags, words):
     with pytest.raises(UserError, match=words):
         check_ranks(small_args("unused", "unused", *flags), 4)

@@ -8,16 +8,19 @@ import pytest
 from options.option_vq import DEAD_FLAGS, get_args_parser
 
 ROOT = Path(__file__).parent.parent
-PUBLISHED = ("--batch-size 256 --lr 2e-4 --total-iter 300000 --lr-scheduler 200000 --nb-code 512 --down-t 2 --depth 3 "
-             "--dilation-growth-rate 3 --out-dir output --dataname t2m --vq-act relu --quantizer ema_reset --loss-vel 0.5 "
+PUBLISHED = ("--batch-size 256 --lr 2e-4 --total-iter 300000 --lr-scheduler 200000 --nb-code 512 --down-t 2 "
+             "--depth 3 --dilation-growth-rate 3 --out-dir output --dataname t2m --vq-act relu "
+             "--quantizer ema_reset --loss-vel 0.5 "
              "--recons-loss l1_smooth --exp-name VQVAE").split()
 
 
 def test_the_defaults_are_the_published_command():
     assert vars(get_args_parser([])) == vars(get_args_parser(PUBLISHED))
     args = get_args_parser([])
-    assert (args.code_dim, args.output_emb_width, args.width, args.stride_t, args.vq_norm) == (512, 512, 512, 2, None)
-    assert (args.mu, args.commit, args.warm_up_iter, args.gamma, args.seed, args.window_size) == (0.99, 0.02, 1000, 0.05, 123, 64)
+    sizes = args.code_dim, args.output_emb_width, args.width, args.stride_t, args.vq_norm
+    assert sizes == (512, 512, 512, 2, None)
+    rest = args.mu, args.commit, args.warm_up_iter, args.gamma, args.seed, args.window_size
+    assert rest == (0.99, 0.02, 1000, 0.05, 123, 64)
 
 
 def test_recipes_read_as_their_commands():
@@ -62,10 +65,11 @@ def test_what_cannot_work_is_refused_in_one_line(flags, words, capsys):
     assert words in error and error.count("\n") == 1
 
 
-UPSTREAM = """--dataname t2m --batch-size 256 --window-size 64 --total-iter 300000 --warm-up-iter 1000 --lr 2e-4
---lr-scheduler 200000 --gamma 0.05 --weight-decay 0 --commit 0.02 --loss-vel 0.5 --recons-loss l1_smooth --code-dim 512
---nb-code 512 --mu 0.99 --down-t 2 --stride-t 2 --width 512 --depth 3 --dilation-growth-rate 3 --output-emb-width 512
---vq-act relu --vq-norm none --quantizer ema_reset --beta 1.0 --resume-pth FILE --out-dir output --exp-name VQVAE
+UPSTREAM = """--dataname t2m --batch-size 256 --window-size 64 --total-iter 300000 --warm-up-iter 1000
+--lr 2e-4 --lr-scheduler 200000 --gamma 0.05 --weight-decay 0 --commit 0.02 --loss-vel 0.5
+--recons-loss l1_smooth --code-dim 512 --nb-code 512 --mu 0.99 --down-t 2 --stride-t 2 --width 512 --depth 3
+--dilation-growth-rate 3 --output-emb-width 512 --vq-act relu --vq-norm none --quantizer ema_reset
+--beta 1.0 --resume-pth FILE --out-dir output --exp-name VQVAE
 --print-iter 200 --eval-iter 1000 --seed 123 --nb-vis 20"""
 
 
@@ -87,6 +91,7 @@ def test_help_needs_no_torch():
             "try: runpy.run_path('train_vq.py', run_name='__main__')\n"
             "except SystemExit: pass\n"
             "assert 'torch' not in sys.modules and 'numpy' not in sys.modules")
-    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+                         check=True).stdout
     for flag in PUBLISHED[::2]:
         assert flag in out

@@ -35,7 +35,8 @@ def curves(run):
     """{tag: [(step, value), …]} of everything but speed."""
     events = EventAccumulator(str(run), size_guidance={"scalars": 0})
     events.Reload()
-    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"] if "per_s" not in tag}
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)]
+            for tag in events.Tags()["scalars"] if "per_s" not in tag}
 
 
 # a run and what it leaves
@@ -47,9 +48,11 @@ def test_a_run_leaves_weights_curves_and_arguments(trained):
     assert raw["iter"] == 15 and raw["args"]["nb_code"] == 16 and raw["mean"].shape == (263,)
     net = HumanVQVAE.from_checkpoint(trained / "net_last.pth")
     assert not net.training and net.vqvae.quantizer.filled
-    assert net.reconstruct(np.load(Path(raw["args"]["data_root"]) / "new_joint_vecs" / "000000.npy")).shape == (80, 22, 3)
+    clip = np.load(Path(raw["args"]["data_root"]) / "new_joint_vecs" / "000000.npy")
+    assert net.reconstruct(clip).shape == (80, 22, 3)
     found = curves(trained)
-    for tag in ("./Train/L1", "./Train/PPL", "./Train/Commit", "./Train/Vel", "./Train/LR", "./Train/Grad_norm", "./Train/Codebook_use"):
+    for tag in ("./Train/L1", "./Train/PPL", "./Train/Commit", "./Train/Vel", "./Train/LR",
+                "./Train/Grad_norm", "./Train/Codebook_use"):
         assert [step for step, _ in found[tag]] == [5, 10, 12], tag
     assert not any("Warmup" in tag for tag in found)
     assert [step for step, _ in found["./Test/mpjpe"]] == [6, 12]
@@ -64,7 +67,8 @@ def test_the_other_quantizers_train(data_root, tmp_path, quantizer):
 
 def test_kit_trains_and_the_loss_falls(tmp_path):
     root = make_dataset(tmp_path / "kit", "kit")
-    args = small_args(root, tmp_path, "--dataname", "kit", "--total-iter", "60", "--print-iter", "20", "--lr", "2e-3")
+    args = small_args(root, tmp_path, "--dataname", "kit", "--total-iter", "60", "--print-iter", "20",
+                      "--lr", "2e-3")
     assert main(args) == 0
     values = [value for _, value in curves(tmp_path / "run")["./Train/L1"]]
     assert values[-1] < 0.85 * values[0]
@@ -88,18 +92,19 @@ def test_validation_does_not_disturb_training(data_root, tmp_path, trained):
 
 # resuming
 
-# inside the warm-up, at its end, at an epoch's end (five clips, batches of four), at the milestone, just after it,
+# inside the warm-up, at its end, at an epoch's end (five clips, batches of four), at the milestone, after it,
 # and before the last step
 @pytest.mark.parametrize(("at", "quantizer"), [
     (2, "ema_reset"), (3, "orig"), (5, "ema"), (9, "ema_reset"), (10, "reset"), (14, "ema_reset")])
 def test_a_resumed_run_is_bit_identical(data_root, tmp_path, quantizer, at, monkeypatch):
-    # 64 codes for 32 rows a batch: rows are repeated with noise, so the random numbers must go on where they were
+    # 64 codes for 32 rows a batch: rows are repeated with noise, so the random numbers must go on
     flags = ("--quantizer", quantizer, "--lr-scheduler", "6", "--eval-iter", "4", "--nb-code", "64")
     assert main(small_args(data_root, tmp_path / "whole", *flags)) == 0
     signal_at(monkeypatch, at)
     assert main(small_args(data_root, tmp_path / "parts", *flags)) == 128 + signal.SIGUSR1
     monkeypatch.undo()
-    monkeypatch.setenv("TZ", "Pacific/Auckland")  # the clock may be anything: what counts is the recorded iteration
+    # the clock may be anything: what counts is the recorded iteration
+    monkeypatch.setenv("TZ", "Pacific/Auckland")
     time.tzset()
     assert load_checkpoint(tmp_path / "parts" / "run" / "state_last.pth")["iter"] == at
     torch.manual_seed(999)  # whatever the process did in between
@@ -119,7 +124,8 @@ def test_ctrl_c_during_validation_finishes_it_and_saves(data_root, tmp_path, tra
     monkeypatch.setattr(train_vq, "validate", interrupt)
     assert main(small_args(data_root, tmp_path)) == 128 + signal.SIGINT
     monkeypatch.undo()
-    assert load_checkpoint(tmp_path / "run" / "state_last.pth")["iter"] == 10  # the signal is seen at the next step
+    # the signal is seen at the next step
+    assert load_checkpoint(tmp_path / "run" / "state_last.pth")["iter"] == 10
     assert main(small_args(data_root, tmp_path, "--resume", "auto")) == 0
     assert same(weights(tmp_path / "run"), weights(trained))
 
@@ -136,7 +142,8 @@ def test_ctrl_c_while_the_data_is_read_shows_no_traceback(data_root, tmp_path, m
 
 def test_a_finished_run_goes_on_with_a_longer_total(data_root, tmp_path, trained):
     assert main(small_args(data_root, tmp_path, "--total-iter", "7")) == 0
-    assert main(small_args(data_root, tmp_path, "--resume-pth", str(tmp_path / "run" / "state_last.pth"))) == 0
+    assert main(small_args(data_root, tmp_path, "--resume-pth",
+                           str(tmp_path / "run" / "state_last.pth"))) == 0
     assert same(weights(tmp_path / "run"), weights(trained))
 
 
@@ -151,9 +158,12 @@ def refused(args, capsys, words):
 
 def test_changed_flags_are_shown_and_refused(data_root, tmp_path, capsys):
     assert main(small_args(data_root, tmp_path)) == 0
-    refused(small_args(data_root, tmp_path, "--resume", "auto", "--commit", "0.5"), capsys, "--commit 0.02 → 0.5")
-    refused(small_args(data_root, tmp_path, "--resume", "auto", "--total-iter", "5"), capsys, "larger --total-iter")
-    assert main(small_args(data_root, tmp_path, "--resume", "auto", "--commit", "0.5", "--force", "--total-iter", "14")) == 0
+    refused(small_args(data_root, tmp_path, "--resume", "auto", "--commit", "0.5"), capsys,
+            "--commit 0.02 → 0.5")
+    refused(small_args(data_root, tmp_path, "--resume", "auto", "--total-iter", "5"), capsys,
+            "larger --total-iter")
+    assert main(small_args(data_root, tmp_path, "--resume", "auto", "--commit", "0.5", "--force",
+                           "--total-iter", "14")) == 0
 
 
 def test_an_existing_run_is_not_overwritten_unasked(data_root, tmp_path, capsys):
@@ -183,7 +193,8 @@ def test_weights_of_upstream_are_a_start(data_root, tmp_path, quantizer):
     state = weights(tmp_path / "a" / "run")
     torch.save({"net": state}, tmp_path / "upstream.pth")
     key = "vqvae.quantizer.embedding.weight" if quantizer == "orig" else "vqvae.quantizer.codebook"
-    assert main(small_args(data_root, tmp_path / "b", *flags, "--resume-pth", str(tmp_path / "upstream.pth"), "--total-iter", "1",
+    assert main(small_args(data_root, tmp_path / "b", *flags, "--resume-pth", str(tmp_path / "upstream.pth"),
+                           "--total-iter", "1",
                            "--warm-up-iter", "1")) == 0
     moved = (weights(tmp_path / "b" / "run")[key] - state[key]).abs().max()
     assert 0 < moved < 0.1 * state[key].abs().max()
@@ -194,14 +205,16 @@ def test_what_a_checkpoint_records_is_used(data_root, tmp_path, capsys):
     short = ("--total-iter", "1", "--warm-up-iter", "1")
     assert main(small_args(data_root, tmp_path / "a", *network, *short)) == 0
     start = str(tmp_path / "a" / "run" / "net_last.pth")
-    plain = ["--data-root", str(data_root), "--out-dir", str(tmp_path / "b"), "--batch-size", "4", "--window-size", "32",
+    plain = ["--data-root", str(data_root), "--out-dir", str(tmp_path / "b"), "--batch-size", "4",
+             "--window-size", "32",
              "--device", "cpu", "--nb-vis", "0", *short, "--resume-pth", start]
     assert main(get_args_parser(plain)) == 0
     net = HumanVQVAE.from_checkpoint(tmp_path / "b" / "VQVAE" / "net_last.pth")
     assert isinstance(net.vqvae.encoder.model[2][1].model[0].activation1, torch.nn.SiLU)
     recorded = load_checkpoint(tmp_path / "b" / "VQVAE" / "net_last.pth")["args"]
     assert (recorded["vq_act"], recorded["dilation_growth_rate"], recorded["nb_code"]) == ("silu", 2, 16)
-    for flag, value in (("--vq-act", "relu"), ("--width", "32"), ("--quantizer", "ema"), ("--dilation-growth-rate", "3")):
+    for flag, value in (("--vq-act", "relu"), ("--width", "32"), ("--quantizer", "ema"),
+                        ("--dilation-growth-rate", "3")):
         refused(get_args_parser([*plain, "--exp-name", "c", flag, value]), capsys, value)
 
 
@@ -224,7 +237,11 @@ def poison(monkeypatch, step):
     """Make the windows of one step NaN, as a bad read would."""
     import train_vq
     real = train_vq.WindowFeed.batch
-    monkeypatch.setattr(train_vq.WindowFeed, "batch", lambda self, k, *a: real(self, k, *a) * (float("nan") if k == step - 1 else 1))
+
+    def poisoned(self, k, *args):
+        return real(self, k, *args) * (float("nan") if k == step - 1 else 1)
+
+    monkeypatch.setattr(train_vq.WindowFeed, "batch", poisoned)
 
 
 def poison_loss(monkeypatch, step):
@@ -234,13 +251,15 @@ def poison_loss(monkeypatch, step):
     def poisoned(*args):
         count[0] += 1
         values, rows, idx = real(*args)
-        return (torch.cat([values[:-1], values[-1:] + float("inf")]) if count[0] == step else values), rows, idx
+        return (torch.cat([values[:-1], values[-1:] + float("inf")]) if count[0] == step
+                else values), rows, idx
 
     monkeypatch.setattr(Objective, "forward", poisoned)
 
 
 @pytest.mark.parametrize(("quantizer", "poison"), [("ema_reset", poison), ("orig", poison_loss)])
-def test_bad_numbers_stop_the_run_and_leave_the_last_saved_state(data_root, tmp_path, monkeypatch, quantizer, poison):
+def test_bad_numbers_stop_the_run_and_leave_the_last_saved_state(data_root, tmp_path, monkeypatch, quantizer,
+                                                                 poison):
     flags = ("--quantizer", quantizer)
     assert main(small_args(data_root, tmp_path / "a", *flags, "--total-iter", "2")) == 0
     poison(monkeypatch, 7)
@@ -279,7 +298,8 @@ def start():
     processes = []
 
     def start(argv):
-        processes.append(subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        processes.append(subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL,
+                                          stderr=subprocess.DEVNULL))
         return processes[-1]
 
     yield start
@@ -295,7 +315,8 @@ def test_two_processes_one_folder_and_signals(data_root, tmp_path, start):
     wait_for(lambda: log.exists() and "Train iter" in log.read_text())
     second = subprocess.run(command(data_root, tmp_path, *flags, "--resume", "auto"), cwd=ROOT,
                             capture_output=True, text=True, timeout=120)
-    assert second.returncode == 2 and "in use by another process" in second.stderr and second.stderr.count("\n") == 1
+    assert second.returncode == 2
+    assert "in use by another process" in second.stderr and second.stderr.count("\n") == 1
     first.send_signal(signal.SIGTERM)
     assert first.wait(120) == 128 + signal.SIGTERM
     state = load_checkpoint(tmp_path / "run" / "state_last.pth")
@@ -325,7 +346,8 @@ def test_with_the_extractors_validation_logs_upstreams_tags_and_keeps_the_best_o
     root = make_dataset(tmp_path / "data", lengths=(64, 72, *[40 + 3 * i for i in range(33)]), val=33)
     (root / "texts").mkdir()
     for path in (root / "new_joint_vecs").iterdir():
-        (root / "texts" / f"{path.stem}.txt").write_text("a person walks#a/DET person/NOUN walk/VERB#0.0#0.0\n")
+        line = "a person walks#a/DET person/NOUN walk/VERB#0.0#0.0\n"
+        (root / "texts" / f"{path.stem}.txt").write_text(line)
     folder, glove = make_extractors(tmp_path / "official")
     flags = ("--evaluator-dir", str(folder), "--glove-dir", str(glove))
     assert main(small_args(root, tmp_path / "with", *flags)) == 0
