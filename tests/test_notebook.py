@@ -49,7 +49,7 @@ def test_it_runs_and_shows_motion(notebook):
     output = {cell.source.splitlines()[0]: cell for cell in cells}
 
     described, = shown(output["net = HumanVQVAE.from_checkpoint(checkpoint)"], "text/plain")
-    assert "16 codes of 32 channels" in described
+    assert "16 codes of 4 frames" in described
     printed, = shown(output["joints = net.reconstruct(features)"], "text/plain")
     frames, low, high = re.search(r"joints \((\d+), 22, 3\), from (\S+) m to (\S+) m", printed).groups()
     assert int(frames) == 64 and float(low) < float(high)  # false for NaN
