@@ -21,7 +21,7 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if
 def start_ranks():
     """Join the other processes of a torchrun, if this is one of several. Returns (rank, number of ranks)."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        # all pairs connecting at once hang now and then, on a busy machine; lazily they connect when they first talk
+        # pairs connect when they first talk: all at once they hang now and then, on a busy machine
         os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         atexit.register(dist.destroy_process_group)
