@@ -57,10 +57,16 @@ def find_floor(clip, spec):
     return None if LOWEST[0] <= lowest <= LOWEST[1] else f"{lowest:.2f} m"
 
 
+def facing_joints(clip, spec):
+    """Return the joints (T, J, 3) of a clip, in the data set's unit, each frame facing +z at the origin."""
+    joints = np.zeros((len(clip), spec.joints, 3), np.float32)
+    joints[:, 0, 1] = clip[:, 3]
+    joints[:, 1:] = clip[:, spec.slices["positions"]].reshape(len(clip), -1, 3)
+    return joints
+
+
 def find_drift(clip, spec):
-    positions = np.zeros((len(clip), spec.joints, 3), np.float32)
-    positions[:, 0, 1] = clip[:, 3]
-    positions[:, 1:] = clip[:, spec.slices["positions"]].reshape(len(clip), -1, 3)
+    positions = facing_joints(clip, spec)
     lengths = np.linalg.norm(positions[:, 1:] - positions[:, spec.parents[1:]], axis=2)
     drift = np.abs(lengths / np.maximum(np.median(lengths, axis=0), 1e-6) - 1)
     frame, bone = np.unravel_index(drift.argmax(), drift.shape)
