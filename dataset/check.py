@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from dataset.motion_folder import find_clips, find_statistics, id_hint, read_clip, read_ids
+from dataset.prepare.axes import posture_problems
 from options.common import COUNT, Parser
 from utils.errors import UserError, exit_cleanly
 from utils.files import load_array
@@ -74,11 +75,16 @@ def find_drift(clip, spec):
     return f"{spec.joint_names[bone + 1]} by {most:.0%} at frame {frame}" if most > DRIFT else None
 
 
+def find_posture(clip, spec):
+    return "; ".join(posture_problems(facing_joints(clip, spec) * spec.unit, spec)) or None
+
+
 CLIP_CHECKS = {  # what clips do, in a finding's words → the check of one clip
     f"have a root faster than {ROOT_SPEED:g} m/s or a joint faster than {JOINT_SPEED:g} m/s": find_speed,
     f"stand perfectly still for over {FROZEN:g} s: frozen capture": find_frozen,
     f"have their lowest joint outside {LOWEST} m: they do not stand on the floor": find_floor,
     f"have bones whose length changes by over {DRIFT:.0%}": find_drift,
+    "do not look like a person who is up": find_posture,
 }
 
 

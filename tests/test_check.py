@@ -48,7 +48,22 @@ def test_a_sound_folder_is_clean(folder, capsys):
 
 HEIGHTS = np.isin(np.arange(263), [3, *range(5, 67, 3)]).astype(np.float32)     # a metre up for every joint
 
+
+def turned(axes, signs):
+    """An edit that turns or mirrors every joint about the clip's own root."""
+    def edit(data):
+        root = np.array([0, 1, 0], np.float32) * data[:, 3, None, None]
+        local = data[:, 4:67].reshape(-1, 21, 3) - root
+        data[:, 4:67] = (local[..., axes] * signs + root).reshape(-1, 63)
+        return data
+    return edit
+
+
 FINDINGS = {
+    "upside down": (turned([0, 1, 2], (1, -1, -1)), 1, "person who is up", "upside down"),
+    "z up": (turned([0, 2, 1], (1, 1, -1)), 1, "person who is up", "lying"),
+    "joint order": (lambda data: np.concatenate([data[:, :4], data[:, 4:67][:, ::-1], data[:, 67:]], 1), 1,
+                    "person who is up", ""),
     "nan": (put((slice(3, 6), 50), np.nan), 2, "cannot be used", "frame 3 is NaN or Inf (3 such frames)"),
     "inf": (put((7, 0), np.inf), 2, "cannot be used", "frame 7 is NaN or Inf"),
     "width": (lambda data: data[:, :251], 2, "cannot be used", "(79, 251)"),
