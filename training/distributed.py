@@ -21,9 +21,11 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if
 def start_ranks():
     """Join the other processes of a torchrun, if this is one of several. Returns (rank, number of ranks)."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        # pairs connect when they first talk: all at once they hang now and then, on a busy machine
-        os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        store, rank, world = next(dist.rendezvous("env://"))
+        # torchrun keeps its store when it restarts the ranks: a prefix hides the addresses of those that died
+        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world)
         atexit.register(dist.destroy_process_group)
     return rank_and_world()
 
