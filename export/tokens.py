@@ -25,7 +25,7 @@ def weights_sha256(state):
 
 
 def read_manifest(folder):
-    """Read the manifest of a folder of codes; None where there is none of this format, UserError if damaged."""
+    """Read the manifest of a folder of codes; None where there is none. Raises UserError if damaged."""
     path = Path(folder, MANIFEST)
     if not path.is_file():
         return None
