@@ -1,8 +1,7 @@
 """Evaluate checkpoints of the motion VQ-VAE on a split.
 
     python eval_vq.py output/VQVAE/net_last.pth --split test
-    python eval_vq.py output/*/net_last.pth --split test --markdown  # one table, the best marked
-    python eval_vq.py output/VQVAE/net_last.pth --repeat 20             # 95 % intervals, with the extractors
+    python eval_vq.py output/*/net_last.pth --markdown  # one table, the best marked
 
 Prints a table and writes eval_SPLIT.json beside each checkpoint. docs/evaluation.md defines each number.
 Exit codes: 0 done, 2 a mistake in the input.
@@ -12,8 +11,7 @@ from options import common
 
 def parse_args(argv=None):
     """Parse the flags; exits with code 2 and one line for what cannot work."""
-    parser = common.Parser(prog="eval_vq.py", description="Evaluate checkpoints on a split; several give one "
-                           "table. A checkpoint brings its own network, data set and statistics.")
+    parser = common.Parser(prog="eval_vq.py", description="Evaluate checkpoints on a split, in one table.")
     common.add_checkpoint_flags(parser, several=True)
     common.add_data_flags(parser, dataname=None)
     common.add_device_flag(parser)
@@ -24,9 +22,8 @@ def parse_args(argv=None):
     add("--repeat", type=common.COUNT, default=1,
         help="repetitions of the random draws with the extractors; published tables use 20")
     add("--seed", type=common.SEED, default=123, help="random seed of these draws")
-    add = parser.add_argument_group("output").add_argument
-    add("--breakdown", action="store_true", help="also print errors by joint and caption verb")
-    add("--markdown", action="store_true", help="print the tables as Markdown")
+    add("--breakdown", action="store_true", help="add errors of each joint and caption verb to the JSON")
+    add("--markdown", action="store_true", help="print the table as Markdown")
     add("--out-json", metavar="FILE", default=None,
         help="where to write the numbers; None: eval_SPLIT.json beside each checkpoint")
     args = parser.parse_args(argv)
@@ -47,7 +44,7 @@ import numpy as np
 
 from dataset.dataset_TM_eval import draw, load_captioned, verbs_of_clips
 from dataset.motion_folder import find_data, load_split
-from evaluation.evaluate import CLIP_METRICS, METRICS, break_down, evaluate_clips
+from evaluation.evaluate import METRICS, break_down, evaluate_clips
 from evaluation.text import evaluate_text
 from models.evaluator_wrapper import find_missing, load_extractors
 from models.vqvae import HumanVQVAE
@@ -73,8 +70,7 @@ def evaluate(path, args, loaded):
     extractors, missing = loaded[spec.name]
     if extractors:
         captioned = load_captioned(clips, Path(root, "texts"), spec, extractors.vectorizer)
-        missing = captioned.problems[:10]
-        missing += [f"and {len(captioned.problems) - 10} more"] * (len(captioned.problems) > 10)
+        missing = captioned.problems
         draws = [draw(captioned, np.random.default_rng([args.seed, r, 1])) for r in range(args.repeat)]
         try:
             result.update(evaluate_text(net, clips, captioned, draws, extractors, args.seed, batch_frames))
@@ -112,66 +108,41 @@ def format_table(rows, markdown):
     return "\n".join(f"| {' | '.join(line)} |" if markdown else "  ".join(line).rstrip() for line in lines)
 
 
-def single_table(content, markdown):
-    """Return the numbers of one checkpoint, a line each, reconstructed beside real motion."""
-    values = content["metrics"]
-    rows = [[metric.heading, show(values, name), show(values, f"{name}_real")]
-            for name, metric in METRICS.items() if name in values]
-    return format_table([["metric", "reconstructed", "real"], *rows], markdown)
-
-
-def comparison_table(contents, markdown):
-    """Return the numbers of several checkpoints side by side, the best marked, beside the real motion's."""
-    every, plain, best = [content["metrics"] for content in contents], "{}  ", "{} *"
-    if markdown:
-        plain, best = "{}", "**{}**"
+def results_table(contents, markdown):
+    """Return a line for each metric: the checkpoints', the best of several marked, and the real motion's."""
+    several, every = len(contents) > 1, [content["metrics"] for content in contents]
+    plain, best = ("{}", "**{}**") if markdown else ("{}  ", "{} *") if several else ("{}", "{}")
     names = ["/".join(Path(content["checkpoint"]).parts[-2:]) for content in contents]
-    columns = [["checkpoint", *names, "real motion"],
-               ["quantizer", *(content["quantizer"] for content in contents), ""],
-               ["iteration", *(str(content["iteration"] or "") for content in contents), ""]]
+    rows = [["metric", *names, "real motion"]]
     for name, (heading, digits, better, _) in METRICS.items():
         numbers = [values[name] for values in every if math.isfinite(values.get(name, math.nan))]
-        winner = f"{(max if better > 0 else min)(numbers):.{digits}f}" if better and numbers else None
+        marked = several and better and numbers
+        winner = f"{better * max(better * number for number in numbers):.{digits}f}" if marked else None
         texts = [show(values, name) for values in every]
         real = {show(values, f"{name}_real") for values in every}  # one text, unless the data sets differ
         if any(texts):
             cells = [(best if text.split(" ")[0] == winner else plain).format(text) for text in texts]
-            columns.append([heading, *cells, plain.format(real.pop() if len(real) == 1 else "")])
-    if markdown:
-        return format_table(list(zip(*columns)), markdown)
-    return format_table(columns, markdown) + "\n* the best"
+            rows.append([heading, *cells, real.pop() if len(real) == 1 else ""])
+    return format_table(rows, markdown)
 
 
 def report(content):
     """Return what a checkpoint's numbers are numbers of."""
-    about = {**content, **content["metrics"]}
-    about["warm_up"] = f" ({content['warm_up']} of warm-up)" if content["warm_up"] else ""
-    lines = ["{checkpoint}: {quantizer}, {nb_code} codes, iteration {iteration}{warm_up}",
-             "  {dataname} {split} in {data_root}: {clips} clips, {frames} frames; {statistics} mean and std"]
-    if "fid" in about:
-        lines.append("  extractors: {repetitions} × {text_clips} captioned clips in batches of 32, "
+    lines = ["{checkpoint}: {quantizer}, {nb_code} codes, iteration {iteration} ({warm_up} of warm-up)",
+             "{dataname} {split} in {data_root}: {clips} clips, {frames} frames; {statistics} mean and std"]
+    if "fid" in content["metrics"]:
+        lines.append("extractors: {repetitions} × {text_clips} captioned clips in batches of 32, "
                      "diversity over {diversity_pairs} pairs")
-    lines = [line.format(**about) for line in lines]
-    lines += [f"  skipped {len(names)} ({reason}): {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
+    lines = [line.format(**content, **content["metrics"]) for line in lines]
+    lines += [f"skipped {len(names)} ({reason}): {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
               for reason, names in content["skipped"].items()]
-    return "\n".join([*lines, *(f"  {remark}" for remark in content["remarks"])])
-
-
-def breakdown_tables(content, markdown):
-    """Return the errors of each joint, and of the clips of each caption verb."""
-    joints = [["joint", *(METRICS[name].heading for name in CLIP_METRICS[1:])]]
-    joints += [[joint, *(show(row, name) for name in CLIP_METRICS[1:])]
-               for joint, row in content["joints"].items()]
-    verbs = [["caption verb", "clips", *(METRICS[name].heading for name in CLIP_METRICS)]]
-    verbs += [[verb, str(row["clips"]), *(show(row, name) for name in CLIP_METRICS)]
-              for verb, row in content["verbs"].items()]
-    return "\n\n".join(format_table(table, markdown) for table in (joints, verbs) if len(table) > 1)
+    return "\n  ".join([*lines, *content["remarks"]])
 
 
 @exit_cleanly
 def main(args):
     """Evaluate the checkpoints. Returns the exit code."""
-    contents, files, loaded, unwritten = [], {}, {}, []
+    contents, files, loaded, code = [], {}, {}, 0
     for path in args.checkpoints:
         contents.append(evaluate(path, args, loaded))
         print(report(contents[-1]), flush=True)
@@ -182,19 +153,13 @@ def main(args):
         try:
             write_json(target, same if len(same) > 1 else same[0])
         except UserError as error:  # the table is printed all the same
-            unwritten.append(str(error))
+            print(f"no JSON written: {error}")
+            code = 2 if args.out_json else 0
     missing = list(dict.fromkeys(line for content in contents for line in content["missing"]))
     if missing:
-        text = any("fid" in content["metrics"] for content in contents)
-        print(f"  {'remarks on captions' if text else 'no extractor metrics'}:", *missing, sep="\n    ")
-    one = len(contents) == 1
-    print()
-    print(single_table(contents[0], args.markdown) if one else comparison_table(contents, args.markdown))
-    for content in contents if args.breakdown else ():
-        print(f"\n{content['checkpoint']}\n\n{breakdown_tables(content, args.markdown)}")
-    for line in unwritten:
-        print(f"no JSON written: {line}")
-    return 2 if unwritten and args.out_json else 0
+        print(f"  without extractor metrics or captions ({len(missing)}):", *missing[:10], sep="\n    ")
+    print(f"\n{results_table(contents, args.markdown)}")
+    return code
 
 
 if __name__ == "__main__":

@@ -12,14 +12,12 @@ from options import common
 
 def parse_args(argv=None):
     """Parse the flags; exits with code 2 and one line for what cannot work."""
-    parser = common.Parser(prog="export_vq.py", description="Write a checkpoint as model.safetensors and "
-                           "config.json, as ONNX, and back; or clips as BVH, joints or GIF.")
+    parser = common.Parser(prog="export_vq.py", description="Convert a checkpoint, or clips.")
     common.add_checkpoint_flags(parser)
     add = parser.add_argument
     add("--out", metavar="DIR", default=None, help="folder to write")
     add("--onnx", action="store_true", help="also write encoder.onnx and decoder.onnx")
-    add("--to-pth", metavar="FILE", default=None,
-        help="write {'net': state-dict, …}, which upstream loads, instead of a folder")
+    add("--to-pth", metavar="FILE", default=None, help="write one file that upstream loads instead")
     add("--meta-dir", metavar="DIR", default=None,
         help="folder of mean.npy and std.npy for a checkpoint without, as upstream's")
     add = parser.add_argument_group("clips").add_argument
@@ -63,9 +61,9 @@ from utils.motion_process import describe_statistics
 def read_checkpoint(args):
     """Return the net, and what an export carries: 'net', 'args', 'iter', and 'mean' and 'std' or None."""
     net = HumanVQVAE.from_checkpoint(args.checkpoints[0], **common.network_overrides(args))
-    if args.meta_dir and net.mean is not None:
-        raise UserError(f"{args.checkpoints[0]}: carries its own mean and std; leave out --meta-dir")
     if args.meta_dir:
+        if net.mean is not None:
+            raise UserError(f"{args.checkpoints[0]}: carries its own mean and std; leave out --meta-dir")
         folder = SimpleNamespace(data_root=None, meta_dir=args.meta_dir)
         net.mean, net.std, _ = find_statistics(folder, net.spec)
     loss = {"recons_loss": net.recipe["recons_loss"]} if "recons_loss" in net.recipe else {}
@@ -73,26 +71,16 @@ def read_checkpoint(args):
     return net, dict(net=net.state_dict(), args={**net.args, **loss}, iter=net.iteration, mean=mean, std=std)
 
 
-def to_pth(checkpoint, path):
-    """Write {'net': …} as training does; upstream loads it with strict=True."""
-    if Path(path).exists():
-        raise UserError(f"{path}: is there already; name another file with --to-pth")
-    with atomic_write(path) as file:
-        torch.save({key: value for key, value in checkpoint.items() if value is not None}, file)
-    print(f"wrote {path}: {len(checkpoint['net'])} tensors under 'net', iteration {checkpoint['iter']}")
-
-
 def export_model(net, checkpoint, args):
     """Write the pair, and ONNX on demand."""
     if args.onnx and net.mean is None:
         raise UserError(f"{args.checkpoints[0]}: no mean and std for ONNX; name their folder with --meta-dir")
-    spec = net.spec
-    about = dict(dataname=spec.name, fps=spec.fps, joints=spec.joints, features=spec.width,
+    about = dict(dataname=net.spec.name, fps=net.spec.fps, joints=net.spec.joints, features=net.spec.width,
                  unit_length=2 ** net.down_t)
     save_pair(args.out, checkpoint, about)
     statistics = "no" if net.std is None else describe_statistics(net.std)
     print(f"wrote model.safetensors and config.json to {args.out}: {net.vqvae.quant}, {net.nb_code} codes, "
-          f"{spec.name}, iteration {net.iteration}, {statistics} mean and std", *net.remarks, sep="\n  ")
+          f"iteration {net.iteration}, {statistics} mean and std", *net.remarks, sep="\n  ")
     for path, size in write_onnx(net, args.out, {**about, "iteration": net.iteration}) if args.onnx else ():
         print(f"wrote {path}, {size / 1e6:.1f} MB")
 
@@ -100,11 +88,10 @@ def export_model(net, checkpoint, args):
 def convert_clips(args):
     """Write clips as joints, GIF or BVH."""
     sources = {}
-    for path in args.clips:
-        for name, file in find_arrays(path).items():
-            if name in sources and not file.samefile(sources[name]):
-                raise UserError(f"{file} and {sources[name]} would both become {name}; use two folders")
-            sources[name] = file
+    for name, file in (item for path in args.clips for item in find_arrays(path).items()):
+        if name in sources:
+            raise UserError(f"{file} and {sources[name]} would both become {name}; convert them apart")
+        sources[name] = file
     targets = plan_outputs(args.out, sources, args.to, args.overwrite)
     for name, file in tqdm(sources.items(), desc="convert", unit="clip", dynamic_ncols=True, disable=None):
         write_motion(targets[name], *read_motion(file), args.to)
@@ -119,13 +106,17 @@ def main(args):
         return 0
     if args.onnx:
         check_onnx()
+    if args.to_pth and Path(args.to_pth).exists():
+        raise UserError(f"{args.to_pth}: is there already; name another file with --to-pth")
     if args.out:
         require_folder(args.out)
     net, checkpoint = read_checkpoint(args)
-    if args.to_pth:
-        to_pth(checkpoint, args.to_pth)
-    else:
+    if args.out:
         export_model(net, checkpoint, args)
+        return 0
+    with atomic_write(args.to_pth) as file:
+        torch.save({key: value for key, value in checkpoint.items() if value is not None}, file)
+    print(f"wrote {args.to_pth}, iteration {net.iteration}")
     return 0
 
 

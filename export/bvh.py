@@ -1,8 +1,4 @@
-"""Joints out to animation tools: inverse kinematics onto one clean skeleton, written as BVH.
-
-A joint with one child takes the smallest rotation that points the bone at it (no twist of its own); a joint
-with several, pelvis or chest, takes the rotation that fits them best.
-"""
+"""Joints out to animation tools: inverse kinematics onto one clean skeleton, written as BVH."""
 import numpy as np
 
 from utils.files import atomic_write
@@ -16,30 +12,26 @@ ANGLES = "Zrotation Xrotation Yrotation"
 def solve_skeleton(joints, spec):
     """Solve the inverse kinematics of joints (T, J, 3), metres or millimetres, y up. All in float64 metres.
 
-    Returns offsets (J, 3) from each joint's parent in the rest pose, a T-pose that faces +z with its left at
-    +x (bone lengths are the clip's medians), local rotations (T, J, 3, 3), and the forward kinematics (T,
-    J, 3) of both: the input with constant bone lengths and a rigid pelvis and chest. Each bone aims at where
-    its joint was, so errors do not add up along a limb. Raises UserError for joints that are not finite.
+    Returns offsets (J, 3) in a T-pose that faces +z, with the clip's median bone lengths; local rotations
+    (T, J, 3, 3); and the forward kinematics (T, J, 3) of both. A bone takes the smallest rotation towards
+    where its joint was, a group of bones the best fit. Raises UserError for joints that are not finite.
     """
     joints = check_joints(joints, spec)
     joints = joints * unit_in_metres(joints, spec)
-    children = [[child for child, parent in bones(spec) if parent == joint] for joint in range(spec.joints)]
     lengths = np.zeros(spec.joints)
     for child, parent in bones(spec):
         lengths[child] = np.median(np.linalg.norm(joints[:, child] - joints[:, parent], axis=-1))
     offsets = np.array([_rest_direction(name) for name in spec.joint_names]) * lengths[:, None]
     offsets[0] = 0
-    for joint, group in enumerate(children):
-        if len(group) > 1:
-            names = [spec.joint_names[child] for child in group]
-            offsets[group] = _group_shape(joints[:, group] - joints[:, [joint]], names, lengths[group])
     rotations = np.tile(np.eye(3), (len(joints), spec.joints, 1, 1))
     turned, cleaned = {-1: rotations[:, 0].copy()}, joints.copy()         # turned: global rotations (T, 3, 3)
     for joint in [0] + [child for child, _ in bones(spec)]:               # parents come first
-        before, group = turned[spec.parents[joint]], children[joint]
+        before, group, fit = turned[spec.parents[joint]], _children(joint, spec), _smallest_rotation
+        if len(group) > 1:
+            names, fit = [spec.joint_names[child] for child in group], _best_rotation
+            offsets[group] = _group_shape(joints[:, group] - joints[:, [joint]], names, lengths[group])
         if group:
             aims = np.einsum("tji,tcj->tci", before, joints[:, group] - cleaned[:, [joint]])
-            fit = _best_rotation if len(group) > 1 else _smallest_rotation
             rotations[:, joint] = fit(offsets[group], aims)
         turned[joint] = before @ rotations[:, joint]
         cleaned[:, group] = cleaned[:, [joint]] + np.einsum("tij,cj->tci", turned[joint], offsets[group])
@@ -50,12 +42,11 @@ def write_bvh(path, joints, spec, fps=None):
     """Write joints (T, J, 3), metres or millimetres, as BVH in centimetres, y up. fps None: the data set's.
 
     The root has position and rotation channels, every other joint rotations, in the order Z, X, Y.
-    Returns the joints that the file holds, (T, J, 3) in metres: see `solve_skeleton`.
-    Raises UserError for joints that are not finite or of another shape.
+    Returns the joints that the file holds, (T, J, 3) in metres. Raises UserError for joints not finite.
     """
     offsets, rotations, cleaned = solve_skeleton(joints, spec)
     order, lines = [], ["HIERARCHY"]
-    _hierarchy(0, 0, offsets * CM, spec, order, lines)
+    _hierarchy(0, "", offsets * CM, spec, order, lines)
     angles = euler_zxy(rotations[:, order])                               # (T, J, 3)
     rows = np.concatenate([cleaned[:, 0] * CM, angles.reshape(len(angles), -1)], 1)
     lines += ["MOTION", f"Frames: {len(rows)}", f"Frame Time: {1 / (fps or spec.fps):.8f}"]
@@ -75,24 +66,24 @@ def euler_zxy(rotations):
     return np.degrees(np.unwrap(np.stack([z, x, y], -1), axis=0))
 
 
-def _hierarchy(joint, depth, offsets, spec, order, lines):
+def _children(joint, spec):
+    return [child for child, parent in bones(spec) if parent == joint]
+
+
+def _hierarchy(joint, pad, offsets, spec, order, lines):
     """Append a joint and all beneath it to `lines`, and its index to `order`, the order of the channels."""
-    pad, name = "  " * depth, spec.joint_names[joint]
-    children = [child for child, parent in bones(spec) if parent == joint]
-    channels = "3" if depth else "6 Xposition Yposition Zposition"
+    name, children = spec.joint_names[joint], _children(joint, spec)
+    channels = f"3 {ANGLES}" if pad else f"6 Xposition Yposition Zposition {ANGLES}"
+    offset = "{}OFFSET {:.6f} {:.6f} {:.6f}"
     order.append(joint)
-    lines += [f"{pad}{'JOINT' if depth else 'ROOT'} {name}", f"{pad}{{",
-              f"{pad}  OFFSET {_numbers(offsets[joint])}", f"{pad}  CHANNELS {channels} {ANGLES}"]
+    lines += [f"{pad}{'JOINT' if pad else 'ROOT'} {name}", f"{pad}{{",
+              offset.format(f"{pad}  ", *offsets[joint]), f"{pad}  CHANNELS {channels}"]
     for child in children:
-        _hierarchy(child, depth + 1, offsets, spec, order, lines)
+        _hierarchy(child, f"{pad}  ", offsets, spec, order, lines)
     if not children:
         tip = np.array(_rest_direction(name)) * END_SITE * CM
-        lines += [f"{pad}  End Site", f"{pad}  {{", f"{pad}    OFFSET {_numbers(tip)}", f"{pad}  }}"]
+        lines += [f"{pad}  End Site", f"{pad}  {{", offset.format(f"{pad}    ", *tip), f"{pad}  }}"]
     lines.append(f"{pad}}}")
-
-
-def _numbers(vector):
-    return " ".join(f"{value:.6f}" for value in vector)
 
 
 def _rest_direction(name):
@@ -104,16 +95,12 @@ def _rest_direction(name):
     return (0, 0, 1.0) if name.endswith(("foot", "toe")) else (0, 1.0, 0)
 
 
-def _group_shape(vectors, names, lengths, rounds=4):
-    """Return the rest offsets (C, 3) of a joint's several children: their mean shape, left at +x, up at +y.
-
-    vectors (T, C, 3) from the joint to each child. Starts from the T-pose; then fits and averages in turn.
-    """
+def _group_shape(vectors, names, lengths):
+    """Return the rest offsets (C, 3) of a joint's children: the mean shape of vectors (T, C, 3) to them."""
     shape = np.array([_rest_direction(name) for name in names]) * lengths[:, None]
-    for _ in range(rounds):
+    for _ in range(4):  # fit and average in turn
         turned = np.einsum("tji,tcj->tci", _best_rotation(shape, vectors), vectors)  # into the rest pose
-        shape = turned.mean(0)
-        shape *= (lengths / np.maximum(np.linalg.norm(shape, axis=-1), 1e-12))[:, None]
+        shape = _unit(turned.mean(0)) * lengths[:, None]
     sides = {name.split("_")[0]: offset for name, offset in zip(names, shape)}
     up = next(offset for side, offset in sides.items() if side not in ("left", "right"))
     across = _unit(sides["left"] - sides["right"])
@@ -134,14 +121,19 @@ def _best_rotation(offsets, aims):
 
 
 def _smallest_rotation(offset, aims):
-    """Return the smallest rotations (T, 3, 3) from one offset (1, 3) to aims (T, 1, 3)."""
-    a, b = np.broadcast_to(_unit(offset), aims[:, 0].shape), _unit(aims[:, 0])
-    axis, cosine = np.cross(a, b), (a * b).sum(-1)
-    cross = np.zeros((len(a), 3, 3))
-    cross[:, [2, 0, 1], [1, 2, 0]], cross[:, [1, 2, 0], [2, 0, 1]] = axis, -axis
-    turn = np.eye(3) + cross + cross @ cross / np.maximum(1 + cosine, 1e-9)[:, None, None]
-    side = _unit(np.cross(a, np.eye(3)[np.abs(a).argmin(-1)]))             # any axis at right angles
-    half_turn = 2 * side[:, :, None] * side[:, None] - np.eye(3)
-    turn = np.where((cosine < -1 + 1e-9)[:, None, None], half_turn, turn)
-    still = (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)) < 0.5
-    return np.where(still[:, None, None], np.eye(3), turn)
+    """Return the smallest rotations (T, 3, 3) from one offset (1, 3) to aims (T, 1, 3).
+
+    Two half turns make one: about the offset, then about the middle of offset and aim.
+    """
+    b = _unit(aims[:, 0])
+    a = np.broadcast_to(_unit(offset), b.shape).copy()
+    still = ~(a.any(-1) & b.any(-1))                                       # a bone without length
+    a[still] = b[still] = (0, 1.0, 0)
+    side = np.cross(a, np.eye(3)[np.abs(a).argmin(-1)])                    # any axis at right angles
+    folded = np.linalg.norm(a + b, axis=-1, keepdims=True) < 1e-6
+    return _half_turn(np.where(folded, side, a + b)) @ _half_turn(a)
+
+
+def _half_turn(axis):
+    axis = _unit(axis)
+    return 2 * axis[:, :, None] * axis[:, None] - np.eye(3)

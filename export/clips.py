@@ -1,5 +1,4 @@
 """Motion out of the program: one clip as a file that other tools read."""
-import os
 from pathlib import Path
 
 import numpy as np
@@ -16,25 +15,21 @@ SUFFIX = {"features": ".npy", "joints": ".npy", "gif": ".gif", "bvh": ".bvh"}
 
 
 def require_folder(out):
-    """Raise UserError where `out` is, or lies below, a file or a folder that cannot be written."""
+    """Raise UserError where `out` is, or lies below, a file."""
     out = Path(out).absolute()
     there = next(path for path in (out, *out.parents) if path.exists())
     if not there.is_dir():
         raise UserError(f"{there}: is a file; name a folder with --out")
-    if not os.access(there, os.W_OK):
-        raise UserError(f"{there}: cannot be written; name another folder with --out")
 
 
 def find_arrays(path):
     """Return the .npy files at a path, {name: file}: the one named, or all below a folder but hidden ones."""
     path = Path(path)
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder")
-    if not path.is_dir():
+    if path.is_file():
         return {path.stem: path}
     files = [file for file in sorted(path.rglob("*.npy")) if not file.name.startswith(".")]
     if not files:
-        raise UserError(f"{path}: holds no .npy file")
+        raise UserError(f"{path}: no such file, nor a folder that holds .npy files")
     return {file.relative_to(path).with_suffix("").as_posix(): file for file in files}
 
 
@@ -71,7 +66,7 @@ def write_motion(path, motion, spec, kind):
 def plan_outputs(out, sources, kind, overwrite):
     """Return {name: file to write} below `out` for sources {name: file that it is made from}.
 
-    Raises UserError for a folder that cannot be written, and for files that are there already or are sources.
+    Raises UserError for files that are there already, unless `overwrite`, and for files that are sources.
     """
     require_folder(out)
     targets = {name: Path(out, f"{name}{SUFFIX[kind]}") for name in sources}

@@ -35,10 +35,9 @@ class _RawDecoder(_RawEncoder):
 
 def check_onnx():
     """Raise UserError where the packages that torch exports with are missing."""
-    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
-    if missing:
-        names = " ".join(missing)
-        raise UserError(f"--onnx needs {names}, not installed here: pip install {names}")
+    for name in ("onnx", "onnxscript"):
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"--onnx needs {name}: pip install onnx onnxscript")
 
 
 def write_onnx(net, folder, about):
@@ -51,21 +50,15 @@ def write_onnx(net, folder, about):
     frames, codes = torch.zeros(2, 16 * unit, width), torch.zeros(2, 16, dtype=torch.int64)
     jobs = (("encoder.onnx", _RawEncoder, frames, "features", "codes", dim("frames", min=unit)),
             ("decoder.onnx", _RawDecoder, codes, "codes", "features", dim("length")))
-    log = logging.getLogger("torch.onnx")
-    level = log.level
+    about = {**about, "features": f"raw (de-normalised), {width} wide", "nb_code": net.nb_code}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of torchvision's operators
     for name, module, example, source, target, time in jobs:
-        log.setLevel(logging.ERROR)  # it warns of operators of torchvision, which are not needed
-        try:
-            shapes = ({0: dim("batch"), 1: time},)
-            program = torch.onnx.export(module(net).eval(), (example,), dynamo=True, input_names=[source],
-                                        output_names=[target], dynamic_shapes=shapes, verbose=False)
-        finally:
-            log.setLevel(level)
-        model = program.model_proto
+        model = torch.onnx.export(
+            module(net).eval(), (example,), dynamo=True, input_names=[source], output_names=[target],
+            dynamic_shapes=({0: dim("batch"), 1: time},), verbose=False).model_proto
         graph = model.graph
         for message in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info):
             del message.metadata_props[:]  # stack traces, with paths of this machine
-        about = {**about, "features": f"raw (de-normalised), {width} wide", "nb_code": net.nb_code}
         for key, value in about.items():
             model.metadata_props.add(key=key, value=str(value))
         data = model.SerializeToString()

@@ -8,7 +8,7 @@ import torch
 
 from export.clips import find_arrays, require_folder
 from utils.errors import UserError
-from utils.files import atomic_write, load_array, remove_stale, save_array, write_json
+from utils.files import atomic_write, load_array, read_text, remove_stale, save_array, write_json
 
 FORMAT, VERSION = "motion-vq-tokens", 1
 MANIFEST, IDS = "manifest.json", "clips.txt"
@@ -25,27 +25,20 @@ def weights_sha256(state):
 
 
 def read_manifest(folder):
-    """Read the manifest of a folder of codes; None where there is none of this format.
-
-    Raises UserError for one that is cut off or damaged.
-    """
+    """Read the manifest of a folder of codes; None where there is none. Raises UserError if damaged."""
     path = Path(folder, MANIFEST)
     if not path.is_file():
         return None
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
-        raise UserError(f"{path}: is damaged or cut off, so whose codes these are is unknown; "
-                        "write them again, into a new folder") from None
+        raise UserError(f"{path}: is damaged or cut off; write the codes again, into a new folder") from None
     return manifest if isinstance(manifest, dict) and manifest.get("format") == FORMAT else None
 
 
 def _read_ids(folder):
     path = Path(folder, IDS)
-    try:
-        ids = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    except (OSError, ValueError):
-        raise UserError(f"{path}: not a text file; expected clip ids, one a line") from None
+    ids = read_text(path, "one clip id per line").splitlines() if path.exists() else []
     for name in ids:  # files are removed and written by these names
         if not name or Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
             raise UserError(f"{path}: id {name[:60]!r} leaves the folder; expected plain clip names")
@@ -53,13 +46,11 @@ def _read_ids(folder):
 
 
 def check_output(out):
-    """Raise UserError for a folder that holds anything but codes, or cannot be written."""
+    """Raise UserError for a folder that holds anything but codes."""
     require_folder(out)
-    out = Path(out)
-    there = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    there = sorted(path.name for path in Path(out).glob("*"))
     if there and read_manifest(out) is None:
-        raise UserError(f"{out}: holds other files ({', '.join(there[:3])}) and no {MANIFEST} of codes; "
-                        "name a new folder with --out")
+        raise UserError(f"{out}: holds other files ({', '.join(there[:3])}); name a new folder with --out")
 
 
 def write_tokens(out, codes, manifest):
@@ -105,17 +96,12 @@ def rows_of(codes, nb_code, name, rows=1):
     """
     if codes.dtype.kind not in "iu" or codes.ndim not in (1, 2):
         raise UserError(f"{name}: {codes.dtype} of shape {codes.shape}; expected integers (1, T') or (T',)")
-    if codes.ndim == 2 and len(codes) not in (1, rows):
+    codes = np.atleast_2d(codes).astype(np.int64)
+    if len(codes) not in (1, rows):
         raise UserError(f"{name}: shape {codes.shape} would be {len(codes)} clips of {codes.shape[1]} codes; "
                         f"expected (1, T') or (T',), or a {MANIFEST} with \"rows\": {len(codes)}")
-    found = []
-    for row in np.atleast_2d(codes):
-        row = row.astype(np.int64)
-        ends = np.flatnonzero(row == nb_code)
-        end = ends[0] if len(ends) else len(row)
-        wrong = np.flatnonzero((row < 0) | (row > np.where(np.arange(len(row)) < end, nb_code, nb_code + 1)))
-        if len(wrong):
-            raise UserError(f"{name}: {row[wrong[0]]} at position {wrong[0]}; expected 0 … {nb_code - 1}, "
-                            f"then the end token {nb_code} and padding {nb_code + 1}")
-        found.append(row[:end])
-    return found
+    ended = np.cumsum(codes == nb_code, axis=1) > 0
+    for row, position in np.argwhere((codes < 0) | (codes > nb_code + ended))[:1]:
+        raise UserError(f"{name}: {codes[row, position]} at position {position}; expected 0 … {nb_code - 1}, "
+                        f"then the end token {nb_code} and padding {nb_code + 1}")
+    return [row[~end] for row, end in zip(codes, ended)]

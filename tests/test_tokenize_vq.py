@@ -137,17 +137,15 @@ def test_which_clips_are_taken(checkpoint, data, tmp_path, capsys):
                                                                   "000007"]
 
 
-def test_long_rows_are_pointed_out_and_bad_clips_named(checkpoint, data, tmp_path, capsys):
+def test_bad_clips_are_named(checkpoint, data, tmp_path, capsys):
     root = Path(shutil.copytree(data, tmp_path / "data"))
-    np.save(root / "new_joint_vecs" / "000002.npy", make_clip("t2m", 204, 1))
     clip = np.load(root / "new_joint_vecs" / "000003.npy")
     clip[7, 5] = np.nan
     np.save(root / "new_joint_vecs" / "000003.npy", clip)
     assert "000003.npy: frame 7 is NaN" in refused(capsys, checkpoint, "--data-root", root, "--out",
                                                    tmp_path / "a")
     tokenize(checkpoint, "--data-root", root, "--out", tmp_path / "a", "--skip-bad-clips")
-    printed = capsys.readouterr().out
-    assert "1 of 7 rows" in printed and "skipped 1 (cannot be used)" in printed
+    assert "skipped 1 (cannot be used)" in capsys.readouterr().out
     assert not (tmp_path / "a" / "000003.npy").exists()
     assert "frame 7 is NaN" in manifest_of(tmp_path / "a")["skipped"]["cannot be used"][0]
 
@@ -261,7 +259,7 @@ def test_codes_of_another_checkpoint_and_other_mistakes(tokens, checkpoint, data
     tokenize(checkpoint, "--decode", tokens, *argv, "--overwrite")
     assert "replace what it is made of" in refused(capsys, checkpoint, "--decode", copy, "--out", copy,
                                                    "--to", "features", "--overwrite")
-    assert "no such file or folder" in refused(capsys, checkpoint, "--decode", tmp_path / "gone", *argv)
+    assert "no such file, nor a folder" in refused(capsys, checkpoint, "--decode", tmp_path / "gone", *argv)
     (copy / "manifest.json").write_text((tokens / "manifest.json").read_text()[:300])
     for path in (copy, copy / "000000.npy"):
         assert "manifest.json: is damaged or cut off" in refused(capsys, checkpoint, "--decode", path, *argv)
