@@ -2,6 +2,22 @@
 
     python -m dataset.check dataset/HumanML3D
 """
+from options.common import COUNT, Parser
+
+
+def parse_args(argv=None):
+    parser = Parser(prog="python -m dataset.check", description="Find what is wrong with a data folder.")
+    parser.add_argument("root", metavar="DIR", help="folder in the HumanML3D layout")
+    parser.add_argument("--dataname", choices=("t2m", "kit"), help="data set; None: by the clips' width")
+    parser.add_argument("--meta-dir", metavar="DIR", help="folder of mean.npy and std.npy; None: DIR")
+    parser.add_argument("--window-size", type=COUNT, default=64, help="frames of a training window")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":  # before the slow imports: --help and refusals are instant
+    parse_args()
+
 import collections
 import json
 import sys
@@ -9,13 +25,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import torch
 
 from dataset.motion_folder import find_clips, find_statistics, id_hint, read_clip, read_ids
 from dataset.prepare.axes import posture_problems
-from options.common import COUNT, Parser
 from utils.errors import UserError, exit_cleanly
 from utils.files import load_array
-from utils.motion_process import group_statistics
+from utils.motion_process import group_statistics, recover_from_ric
 from utils.motion_spec import MAX_EVAL_FRAMES, SPECS
 
 NAMED = 5               # clips named in one finding; --json has them all
@@ -35,48 +51,41 @@ STATISTICS = {          # by value: std of each of spec.slices, then the mean of
 }
 
 
-# Checks of one clip's features (T, D): what is wrong and where, or None.
+# Checks of one clip's features (T, D) and joints (T, J, 3) in metres: what is wrong and where, or None.
 
-def find_speed(clip, spec):
-    steps = np.linalg.norm(clip[:, 1:3], axis=1) * spec.unit * spec.fps
-    if steps.max() > ROOT_SPEED:
-        return f"root {steps.max():.1f} m/s at frame {steps.argmax()}"
+def find_speed(clip, joints, spec):
+    root = np.linalg.norm(clip[:, 1:3], axis=1)
     velocities = clip[:, spec.slices["velocities"]].reshape(len(clip), -1, 3)
-    steps = np.linalg.norm(velocities, axis=2).max(1) * spec.unit * spec.fps
-    return f"joint {steps.max():.1f} m/s at frame {steps.argmax()}" if steps.max() > JOINT_SPEED else None
+    every = np.linalg.norm(velocities, axis=2).max(1)
+    for name, steps, most in (("root", root, ROOT_SPEED), ("joint", every, JOINT_SPEED)):
+        speeds = steps * spec.unit * spec.fps
+        if speeds.max() > most:
+            return f"{name} {speeds.max():.1f} m/s at frame {speeds.argmax()}"
+    return None
 
 
-def find_frozen(clip, spec):
+def find_frozen(clip, joints, spec):
     moving = np.abs(np.diff(clip, axis=0)).max(1, initial=0) > 1e-6
     edges = np.flatnonzero(np.concatenate([[True], moving, [True]]))
     seconds = (np.diff(edges).max() - 1) / spec.fps
     return f"{seconds:.1f} s" if seconds > FROZEN else None
 
 
-def find_floor(clip, spec):
-    lowest = clip[:, spec.slices["positions"]][:, 1::3].min() * spec.unit
+def find_floor(clip, joints, spec):
+    lowest = joints[..., 1].min()
     return None if LOWEST[0] <= lowest <= LOWEST[1] else f"{lowest:.2f} m"
 
 
-def facing_joints(clip, spec):
-    """Return the joints (T, J, 3) of a clip, in the data set's unit, each frame facing +z at the origin."""
-    joints = np.zeros((len(clip), spec.joints, 3), np.float32)
-    joints[:, 0, 1] = clip[:, 3]
-    joints[:, 1:] = clip[:, spec.slices["positions"]].reshape(len(clip), -1, 3)
-    return joints
-
-
-def find_drift(clip, spec):
-    positions = facing_joints(clip, spec)
-    lengths = np.linalg.norm(positions[:, 1:] - positions[:, spec.parents[1:]], axis=2)
+def find_drift(clip, joints, spec):
+    lengths = np.linalg.norm(joints[:, 1:] - joints[:, spec.parents[1:]], axis=2)
     drift = np.abs(lengths / np.maximum(np.median(lengths, axis=0), 1e-6) - 1)
     frame, bone = np.unravel_index(drift.argmax(), drift.shape)
     most = drift.max()
     return f"{spec.joint_names[bone + 1]} by {most:.0%} at frame {frame}" if most > DRIFT else None
 
 
-def find_posture(clip, spec):
-    return "; ".join(posture_problems(facing_joints(clip, spec) * spec.unit, spec)) or None
+def find_posture(clip, joints, spec):
+    return "; ".join(posture_problems(joints, spec))
 
 
 CLIP_CHECKS = {  # what clips do, in a finding's words → the check of one clip
@@ -84,18 +93,8 @@ CLIP_CHECKS = {  # what clips do, in a finding's words → the check of one clip
     f"stand perfectly still for over {FROZEN:g} s: frozen capture": find_frozen,
     f"have their lowest joint outside {LOWEST} m: they do not stand on the floor": find_floor,
     f"have bones whose length changes by over {DRIFT:.0%}": find_drift,
-    "do not look like a person who is up": find_posture,
+    "do not show a person, y up, in this joint order": find_posture,
 }
-
-
-def parse_args(argv=None):
-    parser = Parser(prog="python -m dataset.check", description="Find what is wrong with a data folder.")
-    parser.add_argument("root", metavar="DIR", help="folder in the HumanML3D layout")
-    parser.add_argument("--dataname", choices=("t2m", "kit"), help="data set; None: by the clips' width")
-    parser.add_argument("--meta-dir", metavar="DIR", help="folder of mean.npy and std.npy; None: DIR")
-    parser.add_argument("--window-size", type=COUNT, default=64, help="frames of a training window")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    return parser.parse_args(argv)
 
 
 class Findings(list):
@@ -188,8 +187,10 @@ def _check_clips(folder, files, splits, spec, findings):
                 problems[None].append(str(error).removeprefix(f"{folder}/"))
                 continue
             lengths[name] = len(clip)
+            features = torch.from_numpy(clip.astype(np.float32))
+            joints = recover_from_ric(features, spec.joints).numpy() * spec.unit
             for text, check in CLIP_CHECKS.items():
-                if found := check(clip, spec):
+                if found := check(clip, joints, spec):
                     problems[text].append(f"{name} ({found})")
             yield clip
 
