@@ -94,22 +94,17 @@ def test_a_bad_clip_is_found_and_named(folder, edit, code, text, detail, capsys)
     assert found[0]["ids"][0].startswith(name) and detail in found[0]["ids"][0]
 
 
-ORDER = np.random.default_rng(0).permutation(22)
-
-
-@pytest.mark.parametrize(("turned", "words"), [
-    (lambda joints: joints * (1, -1, -1), "upside down"), (lambda joints: joints * (-1, 1, 1), "mirrored"),
-    (lambda joints: joints[..., [0, 2, 1]] * (1, -1, 1), "lying on a side"),
-    (lambda joints: joints[:, ORDER], "proportions"), (lambda joints: joints, None)])
-def test_a_folder_of_wrong_postures_is_told_by_clip(folder, turned, words, capsys):
+@pytest.mark.parametrize(("signs", "words"), [
+    ((1, -1, -1), "upside down"), ((-1, 1, 1), "mirrored"), (1, None)])
+def test_a_folder_of_wrong_postures_is_told_by_clip(folder, signs, words, capsys):
     for i, (_, joints, _) in enumerate(make_clips(count=12)):
-        np.save(folder / f"new_joint_vecs/c{i:02d}.npy", extract_features(turned(joints), "t2m"))
+        np.save(folder / f"new_joint_vecs/c{i:02d}.npy", extract_features(joints * signs, "t2m"))
     main([str(folder), "--json"])
     findings = json.loads(capsys.readouterr().out)["findings"]
     if words is None:
-        assert not [finding for finding in findings if "a person" in finding["text"]]
+        assert not [finding for finding in findings if "a person who is up" in finding["text"]]
         return
-    told = next(finding["ids"] for finding in findings if "do not show a person" in finding["text"])
+    told = next(finding["ids"] for finding in findings if "a person who is up" in finding["text"])
     assert len(told) >= 11 and all(words in clip for clip in told)
 
 
