@@ -11,8 +11,7 @@ class WindowFeed:
     """Windows of `window` frames from the clips of a split (T2M-GPT dataset/dataset_VQ.py).
 
     The windows form one endless stream: epoch after epoch, every long enough clip once, in a random order,
-    each with a uniformly random crop. Batch k is the stream from k·batch_size on. So nothing has to be saved
-    to continue, a batch may be larger than an epoch, and ranks share out the same batch.
+    each with a uniformly random crop. Batch k is the stream from k·batch_size on, shared out among the ranks.
 
     clips: as `load_split` returns. Raises UserError when no clip is as long as a window.
     """
@@ -64,10 +63,9 @@ class WindowFeed:
         return torch.from_numpy(self._windows[self.select(k, rank, world_size)[1]])
 
     def batches_on(self, device, first=0, rank=0, world_size=1, parts=1):
-        """Yield batches forever, starting at batch `first`: this rank's share in `parts` micro-batches.
+        """Yield a rank's share of batch `first` and of all that follow: lists of `parts` micro-batches.
 
-        A batch is a list of `parts` tensors (B / parts, window, D) on the device. On CUDA all frames are kept
-        there if they take at most half of its free memory; otherwise each batch is copied from pinned memory.
+        Those are (B / parts, window, D) on the device. All frames lie there where `_fits` says so.
         """
         frames = torch.tensor(self.clips.frames, device=device) if _fits(self.clips.frames, device) else None
         within = torch.arange(self.window, device=device)
@@ -83,6 +81,7 @@ class WindowFeed:
 
 
 def _fits(frames, device):
+    """Return whether all frames take at most half of a CUDA device's free memory."""
     return device.type == "cuda" and frames.nbytes <= torch.cuda.mem_get_info(device)[0] / 2
 
 

@@ -14,7 +14,7 @@ from utils.motion_process import describe_statistics, normalisation_problem
 from utils.motion_spec import get_spec
 
 CACHE = ".packed"
-ABANDONED = 3600        # seconds since a temporary file grew: whoever wrote it was killed
+ABANDONED = 3600        # seconds after which a temporary file is a killed process's
 SMALLEST_STD = 1e-8     # below it an entry of std.npy is no statistic of any motion
 ORIGINS = {263: "HumanML3D's (--dataname t2m)", 251: "KIT-ML's (--dataname kit)",
            322: "Motion-X's, not read here"}
@@ -48,7 +48,7 @@ def id_hint(name):
 
 
 def find_clips(root):
-    """Return the folder of a data folder's clips; raises UserError, saying what to do, when there is none."""
+    """Return the folder of a data folder's clips. Raises UserError when there is none."""
     folder = Path(root, "new_joint_vecs")
     if not folder.is_dir():
         what = f"has no folder {folder.name}" if Path(root).is_dir() else "is no folder"
@@ -61,7 +61,7 @@ def read_clip(path, spec):
     """Read one clip: (T, D) floating point features, T ≥ 1. Raises UserError for anything else and NaN."""
     clip = load_array(path)
     if clip.ndim != 2 or clip.shape[1] != spec.width:
-        hint = "; dataset.prepare makes features of joints" if clip.ndim == 3 else _origin(clip.shape[-1:])
+        hint = "; dataset.prepare makes features of joints" if clip.ndim == 3 else _origin(clip)
         raise UserError(f"{path}: has shape {clip.shape}, expected (frames, {spec.width}){hint}")
     if clip.dtype.kind != "f":
         raise UserError(f"{path}: holds {clip.dtype}, expected float32")
@@ -73,8 +73,9 @@ def read_clip(path, spec):
     return clip
 
 
-def _origin(shape):
-    return f"; {shape[0]} features are {ORIGINS[shape[0]]}" if shape and shape[0] in ORIGINS else ""
+def _origin(array):
+    width = (array.shape or (0,))[-1]
+    return f"; {width} features are {ORIGINS[width]}" if width in ORIGINS else ""
 
 
 def find_statistics(args, spec):
@@ -99,7 +100,7 @@ def find_statistics(args, spec):
 def _read_statistic(path, spec):
     array = load_array(path)
     if array.shape != (spec.width,):
-        hint = "; save it with reshape(-1)" if array.size == spec.width else _origin(array.shape[-1:])
+        hint = "; save it with reshape(-1)" if array.size == spec.width else _origin(array)
         raise UserError(f"{path}: has shape {array.shape}, expected ({spec.width},) for {spec.name}{hint}")
     if not np.isfinite(array).all():
         raise UserError(f"{path}: entry {np.argmin(np.isfinite(array))} is not finite")
@@ -107,30 +108,27 @@ def _read_statistic(path, spec):
 
 
 def find_data(path, net, args):
-    """Find the data of a checkpoint. Sets `net.mean` and `net.std` where the checkpoint brought none.
+    """Return (spec, data folder, remarks) for a HumanVQVAE `net`, loaded from `path`.
 
-    path: the checkpoint's, for messages. net: its HumanVQVAE; `recipe` names the folders of its training.
-    args: dataname, data_root and meta_dir; they come first where they are not None.
-    Returns (spec, data folder, remarks). Raises UserError where the data does not fit the net.
+    dataname, data_root and meta_dir in `args` count where they are not None, else those of its training.
+    Sets `net.mean` and `net.std` where the checkpoint has none. Raises UserError where the data does not fit.
     """
     spec = get_spec(args.dataname or net.spec.name)
     if spec.width != net.spec.width:
         raise UserError(f"{path}: a network of {net.spec.name}'s {net.spec.width} features cannot take "
                         f"{spec.name}'s {spec.width}; name data of {net.spec.name} or another checkpoint")
     root = args.data_root or net.recipe.get("data_root") or spec.data_root
-    known = net.mean is not None
     where = SimpleNamespace(data_root=root, meta_dir=args.meta_dir or net.recipe.get("meta_dir"))
     try:
         mean, std, folder = find_statistics(where, spec)
     except UserError:
-        if known and not args.meta_dir:  # the checkpoint's own are enough
+        if net.mean is not None and not args.meta_dir:  # the checkpoint's own are enough
             return spec, root, []
         raise
-    if not known:
-        net.mean, net.std = mean, std
-        variant = describe_statistics(std)
+    if net.mean is None:
+        net.mean, net.std, variant = mean, std, describe_statistics(std)
         return spec, root, [f"the checkpoint carries no mean and std; in use: {folder} ({variant} variant)"]
-    if np.allclose(mean, net.mean, rtol=1e-5, atol=1e-7) and np.allclose(std, net.std, rtol=1e-5, atol=1e-7):
+    if np.allclose([mean, std], [net.mean, net.std], rtol=1e-5, atol=1e-7):
         return spec, root, []
     worst = int(np.argmax(np.abs(mean - net.mean) / net.std + np.abs(np.log(std / net.std))))
     return spec, root, [f"mean and std in {folder} differ from the checkpoint's, most in entry {worst} "
@@ -140,19 +138,19 @@ def find_data(path, net, args):
 def load_split(root, split, spec, mean, std, skip_bad=False, cache=True):
     """Read all clips of a split, normalised, into one array.
 
-    Returns a namespace: `names` list of ids; `frames` (F, D) float32, clip after clip, normalised in float64
-    and rounded once; `offsets` (n + 1,) int64; `bad` the messages of the clips left out; `warning` why the
-    frames do not look normalised, or None; `content` a SHA-256 of the frames; `split`.
-    With `cache`, the frames are mapped from ROOT/.packed while it fits the split's files, else packed there.
+    Returns a namespace: `names` list of ids; `frames` (F, D) float32, clip after clip, normalised in float64;
+    `offsets` (n + 1,) int64; `bad` the messages of the clips left out; `warning` why the frames do not look
+    normalised, or None; `content` a SHA-256 of the frames; `split`.
+    cache: whether frames are mapped from ROOT/.packed, and packed there where it does not fit the files.
     Raises UserError for a missing folder and, unless `skip_bad`, for clips that `read_clip` refuses.
     """
     folder, path = find_clips(root), Path(root, f"{split}.txt")
     ids = read_ids(path)
-    sizes, key = _fingerprint(folder, ids, spec, mean, std, skip_bad)
+    size, key = _fingerprint(folder, ids, spec, mean, std, skip_bad)
     packed = Path(root, CACHE, split)
     clips = _map_cache(packed, key) if cache else None
     if clips is None:
-        clips = _read_clips(folder, ids, sum(sizes), spec, mean, std)
+        clips = _read_clips(folder, ids, size, spec, mean, std)
         if clips.bad and not skip_bad:
             raise UserError(f"{len(clips.bad)} of {len(ids)} clips cannot be used (--skip-bad-clips leaves "
                             f"them out), the first: {clips.bad[0]}", clips.bad)
@@ -167,7 +165,7 @@ def load_split(root, split, spec, mean, std, skip_bad=False, cache=True):
 
 def _read_clips(folder, ids, size, spec, mean, std):
     """Read clips of `size` bytes in all."""
-    # float16 is the least that a frame takes; rows that stay untouched take no memory
+    # a value takes two bytes at least; untouched rows take no memory
     frames = np.empty((size // (2 * spec.width), spec.width), np.float32)
     names, offsets, bad = [], [0], []
     for name in ids:
@@ -186,21 +184,20 @@ def _read_clips(folder, ids, size, spec, mean, std):
                            content=hashlib.sha256(frames.reshape(-1).view(np.uint8)).hexdigest())
 
 
-# -------- the packed cache: SPLIT.npy (the normalised frames) and SPLIT.json (the rest)
+# the packed cache: SPLIT.npy (the normalised frames) and SPLIT.json (the rest)
 
 def _fingerprint(folder, ids, spec, mean, std, skip_bad):
-    """Return the clips' file sizes, and a SHA-256 of all that the packed frames depend on."""
+    """Return the bytes of the clips' files, and a SHA-256 of all that the packed frames depend on."""
     digest = hashlib.sha256(json.dumps([3, spec.width, skip_bad]).encode() + mean.tobytes() + std.tobytes())
-    sizes = []
+    size = 0
     for name in ids:
-        try:
+        facts = None
+        with contextlib.suppress(OSError):  # a missing clip is named when it is read
             stat = os.stat(folder / f"{name}.npy")
-        except OSError:  # the clip is missing: named when it is read
-            stat = None
-        facts = stat and [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+            facts = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+            size += stat.st_size
         digest.update(f"{name}\0{facts}\n".encode())
-        sizes.append(stat.st_size if stat else 0)
-    return sizes, digest.hexdigest()
+    return size, digest.hexdigest()
 
 
 def _checksum(frames):

@@ -1,15 +1,21 @@
 """Each finding of the check, on a sound folder with one thing broken."""
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dataset.check import STATISTICS, check_folder, main
+from dataset.check import MEANS, STDS, check_folder, main
 from dataset.prepare.convert import write_dataset
+from dataset.prepare.demo import make_clips
 from tests.test_motion_process import random_clip
+from utils.motion_process import extract_features
 from utils.motion_spec import get_spec
 
+ROOT = Path(__file__).parent.parent
 T2M = get_spec("t2m")
 
 
@@ -86,6 +92,29 @@ def test_a_bad_clip_is_found_and_named(folder, edit, code, text, detail, capsys)
     found = [finding for finding in findings if text in finding["text"]]
     assert len(found) == 1 and len(found[0]["ids"]) == 1
     assert found[0]["ids"][0].startswith(name) and detail in found[0]["ids"][0]
+
+
+@pytest.mark.parametrize(("signs", "words"), [
+    ((1, -1, -1), "upside down"), ((-1, 1, 1), "mirrored"), (1, None)])
+def test_a_folder_of_wrong_postures_is_told_by_clip(folder, signs, words, capsys):
+    for i, (_, joints, _) in enumerate(make_clips(count=12)):
+        np.save(folder / f"new_joint_vecs/c{i:02d}.npy", extract_features(joints * signs, "t2m"))
+    main([str(folder), "--json"])
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    if words is None:
+        assert not [finding for finding in findings if "a person who is up" in finding["text"]]
+        return
+    told = next(finding["ids"] for finding in findings if "a person who is up" in finding["text"])
+    assert len(told) >= 11 and all(words in clip for clip in told)
+
+
+@pytest.mark.slow
+def test_help_is_instant():
+    code = "import sys; sys.argv[1:] = ['--help']; import runpy\n" \
+           "try: runpy.run_module('dataset.check', run_name='__main__')\n" \
+           "finally: print('numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)
+    assert done.stdout.endswith("False\n")
 
 
 def test_damaged_files_are_told_in_the_readers_words(folder, capsys):
@@ -185,16 +214,18 @@ def test_short_and_long_clips(tmp_path):
     assert next(ids for text, ids in findings.items() if "not evaluated" in text) == ["long", "short"]
 
 
-@pytest.mark.parametrize("name", STATISTICS)
-def test_published_statistics_are_recognised_by_value(folder, name):
+@pytest.mark.parametrize(("bias", "words"), [(1, "HumanML3D's published;"), (25, "the evaluator's bias")])
+def test_published_statistics_are_recognised_by_value(folder, bias, words):
     mean, std = np.zeros(263), np.zeros(263)
-    for part, group_std, group_mean in zip(T2M.slices.values(), *STATISTICS[name]):
+    for part, group_std, group_mean in zip(T2M.slices.values(), STDS, MEANS):
         mean[part], std[part] = group_mean, group_std
+    std[:4] /= bias
+    std[-4:] /= bias
     np.save(folder / "Mean.npy", mean)
     np.save(folder / "Std.npy", std)
-    assert name in check_folder(folder)["statistics"]
+    assert words in check_folder(folder)["statistics"] and "by value" in check_folder(folder)["statistics"]
     np.save(folder / "Std.npy", std * 1.1)
-    assert name not in check_folder(folder)["statistics"]
+    assert "by value" not in check_folder(folder)["statistics"]
 
 
 def test_other_statistics_are_told_with_how_far_off_they_are(folder):

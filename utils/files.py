@@ -2,7 +2,7 @@
 import json
 import os
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import filelock
@@ -10,24 +10,22 @@ import numpy as np
 
 from utils.errors import UserError
 
-ARRAY, UNKNOWN = "an array of numpy.save", "a file of another kind"
+ARRAY, EMPTY, UNKNOWN = "an array of numpy.save", "an empty file", "a file of another kind"
 SIGNATURES = (  # what a file is, by its first bytes
     (b"version https://git-lfs", "a Git LFS pointer: fetch the file itself with git lfs pull"),
     (b"<", "a web page: download the file itself"),
     (b"PK\x03\x04", "a zip archive (.npz, or a file of torch.save)"),
     (b"\x80", "a Python pickle"),
-    (b"BZh", "a packed archive: unpack it first"),
-    (b"\x1f\x8b", "a packed archive: unpack it first"),
+    ((b"BZh", b"\x1f\x8b"), "a packed archive: unpack it first"),
     (b"\x93NUMPY", ARRAY),
 )
 
 
 @contextmanager
 def atomic_write(path, flush=False):
-    """Yield a binary file that gets the name `path` once the block has ended without an error.
+    """Yield a binary file that takes the name `path` once the block has ended without an error.
 
-    path: its folder is made if need be. flush: wait until the content and the name are on the disk.
-    Until then a file of that name stays as it was; after an error the temporary file is removed.
+    Makes the folder if need be. flush: wait until the content is on the disk.
     Raises UserError where the system cannot write.
     """
     path = Path(path)
@@ -40,10 +38,6 @@ def atomic_write(path, flush=False):
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(temporary, path)
-        if flush and os.name != "nt":
-            descriptor = os.open(path.parent, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
     except (OSError, RuntimeError) as error:
         # torch.save raises a RuntimeError out of the system's error
         cause = error if isinstance(error, OSError) else error.__context__
@@ -52,8 +46,8 @@ def atomic_write(path, flush=False):
         reason = cause.strerror or cause
         raise UserError(f"{path}: cannot be written ({reason}); free space, or write elsewhere") from None
     finally:
-        if temporary.parent.is_dir():
-            temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def remove_stale(folder, age=0):
@@ -71,14 +65,14 @@ def write_json(path, content):
 
 @contextmanager
 def exclusive_lock(folder, advice):
-    """Make `folder` if need be and hold its lock file `.lock` for this process alone.
+    """Make `folder` if need be and hold it for this process alone.
 
-    advice: how to get on, for the message. Raises UserError where another process holds the lock.
+    Raises UserError, ending in `advice`, where another process holds it.
     """
+    lock = filelock.FileLock(Path(folder, ".lock"), timeout=0)
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(Path(folder, ".lock"))
-        lock.acquire(timeout=0)
+        lock.acquire()
     except filelock.Timeout:
         raise UserError(f"{folder}: in use by another process; wait for it, or {advice}") from None
     except OSError as error:
@@ -93,9 +87,8 @@ def describe_file(path):
     """Say what kind of file `path` is, judged by its first bytes."""
     with open(path, "rb") as file:
         head = file.read(64).lstrip(b"\xef\xbb\xbf \r\n")
-    if not head:
-        return "an empty file"
-    return next((what for start, what in SIGNATURES if head.startswith(start)), UNKNOWN)
+    kinds = (what for start, what in SIGNATURES if head.startswith(start))
+    return next(kinds, UNKNOWN) if head else EMPTY
 
 
 def _unreadable(path, error):
@@ -107,14 +100,11 @@ def _unreadable(path, error):
 
 
 def read_text(path, expected):
-    """Read a UTF-8 file, with or without a byte order mark. expected: what it should hold, for the messages.
-
-    Raises UserError for a missing file, one that is no text, and UTF-16.
-    """
+    """Read a UTF-8 file. Raises UserError for any other; expected: what it should hold, for the message."""
     try:
         found = describe_file(path)
         data = Path(path).read_bytes()
-        if found in (UNKNOWN, "an empty file"):
+        if found in (UNKNOWN, EMPTY):
             if not data.startswith((b"\xff\xfe", b"\xfe\xff")) and b"\0" not in data:
                 return data.decode("utf-8-sig")
             found = "UTF-16 text, or none at all: save it as UTF-8"
@@ -128,7 +118,7 @@ def read_text(path, expected):
 def load_array(path, mmap=False):
     """Read an array of numbers from an .npy file, or map it. Nothing in the file is run.
 
-    Raises UserError for a missing file, a file of another kind, a damaged one, and an array of anything else.
+    Raises UserError for a missing or damaged file, another kind, and an array of anything else.
     """
     try:
         found = describe_file(path)

@@ -47,8 +47,7 @@ def extract_features(joints, dataname, bone_lengths=None):
 def retarget(joints, spec, bone_lengths):
     """Return a clip (T, J, 3) with other bone lengths (J,). Every bone keeps its direction.
 
-    The root moves by the ratio of the leg lengths in the first frame. HumanML3D does it by inverse, then
-    forward kinematics.
+    The root moves by the ratio of the leg lengths in the first frame.
     """
     bones = _bones(joints, spec)
     length = _length(bones)                             # (T, J, 1)
@@ -88,17 +87,13 @@ def _bones(joints, spec):
 
 
 def between(u, v):
-    """Return the shortest rotation from directions u to v, (…, 3) each, as unit quaternions (…, 4).
-
-    Half a turn goes about an axis across u.
-    """
+    """Return the shortest rotation from directions u to v, (…, 3) each, as unit quaternions (…, 4)."""
     u, v = np.broadcast_arrays(*(a / np.maximum(_length(a), 1e-12) for a in (u, v)))
     (a, b, c), (x, y, z) = (tuple(m[..., i] for i in range(3)) for m in (u, v))
     q = np.stack([1 + a * x + b * y + c * z, b * z - c * y, c * x - a * z, a * y - b * x], -1)
-    opposite = q[..., 0] < 1e-9
-    if opposite.any():
-        axis = np.cross(u[opposite], np.where(np.abs(u[opposite, :1]) < 0.9, [[1.0, 0, 0]], [[0, 1.0, 0]]))
-        q[opposite] = np.concatenate([np.zeros_like(axis[:, :1]), axis], -1)
+    opposite = q[..., 0] < 1e-9     # half a turn: about an axis across u
+    across = np.cross(u[opposite], np.where(np.abs(u[opposite, :1]) < 0.9, (1.0, 0, 0), (0, 1.0, 0)))
+    q[opposite] = np.insert(across, 0, 0, -1)
     return q / _length(q)
 
 
@@ -134,24 +129,27 @@ def to_6d(q):
                      2 * (x * y - w * z), 1 - 2 * (x * x + z * z), 2 * (y * z + w * x)], -1)
 
 
-def mirror(joints, spec):
-    """Return the left-right mirrored clip (T, J, 3): x negated, left and right joints swapped."""
+def swap_sides(joints, spec):
+    """Exchange the left joints of a clip (T, J, 3) with the right ones."""
     swap = {"left": "right", "right": "left"}
     parts = [name.partition("_") for name in spec.joint_names]
     other = [spec.joint_names.index(swap.get(side, side) + rest + name) for side, rest, name in parts]
-    return joints[:, other] * (-1, 1, 1)
+    return joints[:, other]
+
+
+def mirror(joints, spec):
+    """Return the left-right mirrored clip (T, J, 3): x negated, left and right joints swapped."""
+    return swap_sides(joints, spec) * (-1, 1, 1)
 
 
 def group_statistics(clips, spec):
     """Return mean and std, (D,) float32 each, of clips of (T, D). The std is averaged within a feature group.
 
-    clips: an array (F, D) or an iterable of arrays, of which one at a time is held. A group that never
-    changes gets a std of 1, so that it can be divided by. Raises ValueError when there is no frame.
+    clips: an array (F, D) or an iterable of arrays, read once. A group that never changes gets a std of 1.
+    Raises ValueError when there is no frame.
     """
     count, mean, square = 0, np.zeros(spec.width), np.zeros(spec.width)
-    for clip in (clips,) if isinstance(clips, np.ndarray) else clips:
-        if len(clip) == 0:
-            continue
+    for clip in filter(len, (clips,) if isinstance(clips, np.ndarray) else clips):
         clip = np.asarray(clip, np.float64)
         own, share = clip.mean(0), len(clip) / (count + len(clip))
         # pairwise, so that no large sums are subtracted
@@ -168,12 +166,8 @@ def group_statistics(clips, spec):
 
 
 def describe_statistics(std):
-    """Return which published variant a std (D,) is: "evaluator", "data set", or "unknown".
-
-    The contacts tell: their std is about 0.3 to 0.5 in a data set's own file (1 where they never change), and
-    25 times smaller in the evaluator's.
-    """
-    contacts = np.max(std[-4:])
+    """Return which published variant a std (D,) is: "evaluator", "data set", or "unknown"."""
+    contacts = np.max(std[-4:])     # of a data set: 0.3 to 0.5, 1 where they never change; 25 times smaller
     if 0.06 <= contacts <= 1:
         return "data set"
     return "evaluator" if 0.002 <= contacts < 0.06 else "unknown"
@@ -188,12 +182,9 @@ def recover_root(data):
     Source: HumanML3D `recover_root_rot_pos`.
     """
     import torch
-    yaw_velocity = torch.zeros_like(data[..., 0])
-    yaw_velocity[..., 1:] = data[..., :-1, 0]
-    yaw = yaw_velocity.cumsum(-1)
+    yaw_step, step_x, step_z = torch.nn.functional.pad(data[..., :-1, :3], (0, 0, 1, 0)).unbind(-1)
+    yaw = yaw_step.cumsum(-1)
     cos, sin = yaw.cos(), yaw.sin()
-    step_x, step_z = torch.zeros_like(yaw), torch.zeros_like(yaw)
-    step_x[..., 1:], step_z[..., 1:] = data[..., :-1, 1], data[..., :-1, 2]
     x, z = _unturn(cos, sin, step_x, step_z)
     return cos, sin, torch.stack([x.cumsum(-1), data[..., 3], z.cumsum(-1)], -1)
 
@@ -222,11 +213,10 @@ def recover_from_ric(data, joints_num):
 
 
 def normalisation_problem(normalised, shift=0.5, factor=2.0):
-    """Say how normalised frames miss mean 0 and std 1, or return None where they do not.
+    """Say how normalised frames (F, D) miss mean 0 and std 1, or return None where they do not.
 
-    normalised: (F, D). An entry is off when its mean lies more than `shift` from 0, or the average std of
-    its feature group, which is what the published Std.npy holds, outside [1 / factor, factor]. More than a
-    quarter of the entries off is a problem; the text names the worst one. One clip needs a wider `shift`.
+    An entry is off when its mean lies more than `shift` from 0, or the average std of its feature group
+    outside [1 / factor, factor]. More than a quarter of the entries off is a problem.
     """
     normalised = np.asarray(normalised, np.float64)
     mean, std = normalised.mean(0), normalised.std(0)

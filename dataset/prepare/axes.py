@@ -38,14 +38,6 @@ def turn_up(joints, up):
     return joints[..., axes] * signs
 
 
-def swap_sides(joints, spec):
-    """Exchange the left joints with the right ones."""
-    other = {"left": "right", "right": "left"}
-    names = ["_".join([other.get(name.split("_")[0], name.split("_")[0]), *name.split("_")[1:]])
-             for name in spec.joint_names]
-    return joints[:, [spec.joint_names.index(name) for name in names]]
-
-
 def _length(vectors):
     return np.linalg.norm(vectors, axis=-1)
 

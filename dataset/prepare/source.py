@@ -12,6 +12,7 @@ from dataset.prepare.bvh import joint_positions, read_bvh, rest_positions
 from dataset.prepare.joint_maps import PLACED, find_map, map_joints, to_kit
 from utils.errors import UserError
 from utils.files import load_array
+from utils.motion_process import swap_sides
 from utils.motion_spec import KIT, T2M, UNIT_LENGTH, get_spec
 
 SUFFIXES = (".bvh", ".npy", ".npz")
@@ -130,12 +131,12 @@ def _stand_up(joints, rest, sided, reading, found):
     found["unit"] = unit
     joints = axes.turn_up(joints, found["up"]) * scale
     if reading.swap_sides:
-        joints = axes.swap_sides(joints, spec)
+        joints = swap_sides(joints, spec)
     few = axes.thin_out(joints)
     if spec is T2M and axes.is_mirrored(few, spec):     # KIT's published joints are named the other way round
         if sided:
             raise UserError("mirrored: knees and toes point backwards by the names; --swap-sides mends it")
-        joints = axes.swap_sides(joints, spec)
+        joints = swap_sides(joints, spec)
     if not reading.joint_map and axes.walks_on_fours(few, spec):
         raise UserError("walks on four legs; expected a person. If it is one, give --joint-map")
     lowest = float(np.median(few[..., 1].min(1)))
