@@ -1,4 +1,4 @@
-"""From a network and a split to named numbers; docs/evaluation.md defines each of them.
+"""From a network and a split to named numbers, which docs/evaluation.md defines.
 
 n clips, N clips of a batch, T frames, D features, J joints, K codes.
 """
@@ -52,10 +52,10 @@ def select_clips(clips, spec, unit=UNIT_LENGTH, min_frames=None, max_frames=MAX_
     """
     low, high = max(min_frames or spec.min_eval_frames, unit), max_frames or np.inf
     lengths = np.diff(clips.offsets)
-    reasons = {f"shorter than {low} frames": lengths < low, f"{high} frames or longer": lengths >= high}
-    skipped = {reason: [clips.names[i] for i in np.flatnonzero(out)]
-               for reason, out in reasons.items() if out.any()}
     index = np.flatnonzero((lengths >= low) & (lengths < high))
+    skipped = {f"shorter than {low} frames": lengths < low, f"{high} frames or longer": lengths >= high}
+    skipped = {reason: [clips.names[i] for i in np.flatnonzero(out)]
+               for reason, out in skipped.items() if out.any()}
     return index, clips.offsets[index], lengths[index] // unit * unit, skipped
 
 
@@ -72,28 +72,25 @@ def evaluate_clips(net, clips, full=False, loss="l1_smooth", batch_frames=BATCH_
     index, starts, lengths, skipped = select_clips(clips, spec, max(UNIT_LENGTH, unit))
     if not len(index):
         reasons = "; ".join(f"{len(names)} {reason}" for reason, names in skipped.items())
-        raise UserError(f"{getattr(clips, 'split', 'the split')}: no clip to evaluate ({reasons})")
-    if net.mean is None:
-        raise UserError("the network has no mean and std: set net.mean and net.std to (D,) arrays first")
-    still = torch.zeros(1, UNIT_LENGTH, spec.width).to(next(net.parameters()))  # to see how wide each sum is
-    widths = {name: rows[0].numel() for name, rows in _sum_clips(net, still, still, loss, full).items()}
-    table = torch.zeros(len(index), sum(widths.values()), dtype=torch.float64)
+        raise UserError(f"{clips.split}: no clip to evaluate ({reasons})")
+    still = torch.zeros(1, UNIT_LENGTH, spec.width)  # shows the shape of each sum
+    sums = {name: torch.zeros(len(index), *rows.shape[1:], dtype=torch.float64)
+            for name, rows in _sum_clips(net, still, still, loss, full).items()}
     counts = torch.zeros(net.nb_code, dtype=torch.float64)
     with evaluating(net):
         for batch in equal_length_batches(lengths, batch_frames)[rank::world]:
             x, out, codes = forward_clips(net, clips, index[batch], starts[batch], lengths[batch[0]])
-            sums = _sum_clips(net, x, out, loss, full)
-            rows = torch.cat([sums[name].reshape(len(batch), -1) for name in widths], 1)
-            table[batch] = rows.cpu().double()
+            for name, rows in _sum_clips(net, x, out, loss, full).items():
+                sums[name][batch] = rows.cpu().double()
             counts += torch.bincount(codes.flatten(), minlength=net.nb_code).cpu()
-    for tensor in (table, counts):
+    for tensor in (*sums.values(), counts):
         all_reduce(tensor)
-    sums = {name: block.numpy() for name, block in zip(widths, table.split([*widths.values()], 1))}
+    sums = {name: rows.numpy() for name, rows in sums.items()}
     result = _means(sums, lengths, counts.numpy(), spec.fps / unit, full)
     result.update(clips=len(index), frames=int(lengths.sum()), skipped=skipped, counts=counts.long().tolist())
-    aligned, whole = ((sums[name].sum(0) / lengths.sum()).tolist() for name in ("joint", "joint_global"))
-    result["joints"] = dict(zip(spec.joint_names, zip(aligned, whole)))
-    rows = np.concatenate([sums[name] for name in CLIP_METRICS], 1) / lengths[:, None]
+    errors = [(sums[name].sum(0) / lengths.sum()).tolist() for name in ("joint", "joint_global")]
+    result["joints"] = dict(zip(spec.joint_names, zip(*errors)))
+    rows = np.stack([sums[name] for name in CLIP_METRICS], 1) / lengths[:, None]
     result["per_clip"] = {clips.names[i]: dict(zip(CLIP_METRICS, row), frames=int(length))
                           for i, row, length in zip(index, rows.tolist(), lengths)}
     return result
@@ -101,19 +98,17 @@ def evaluate_clips(net, clips, full=False, loss="l1_smooth", batch_frames=BATCH_
 
 def _sum_clips(net, x, out, loss, full):
     """Return sums over time of normalised clips x (N, T, D) and reconstructions: {name: (N,) or (N, ·)}."""
-    spec, used, feet = net.spec, slice(net.spec.slices["positions"].stop), net.spec.slices["contacts"]
+    spec, scale = net.spec, metrics.mm_per_unit(net.mean)
     mean, std = (torch.as_tensor(np.asarray(a)).to(x) for a in (net.mean, net.std))
-    scale = metrics.mm_per_unit(net.mean)
-    real, pred = (scale * recover_from_ric(y[..., used] * std[used] + mean[used], spec.joints)
-                  for y in (x, out))                                                 # (N, T, J, 3) in mm
+    real, pred = (scale * recover_from_ric(y * std + mean, spec.joints) for y in (x, out))  # (N, T, J, 3), mm
     error = pred - real
     joint, joint_global = (metrics.length(e).sum(1) for e in (metrics.root_align(error), error))
     sums = dict(recons=LOSSES[loss](out, x, reduction="none").mean(-1).sum(1), mpjpe=joint.mean(1),
                 mpjpe_global=joint_global.mean(1), joint=joint, joint_global=joint_global)
     if not full:
         return sums
-    velocity = metrics.difference(error, 1)
-    planted = (x[..., feet] * std[feet] + mean[feet] > 0.5)[:, :-1]                  # to the next frame
+    velocity, feet = metrics.difference(error, 1), spec.slices["contacts"]
+    planted = (x[..., feet] * std[feet] + mean[feet] > 0.5)[:, :-1]  # to the next frame
     sums.update(pa_mpjpe=metrics.joint_error(metrics.procrustes_align(pred, real), real).mean(-1).sum(1),
                 velocity_error=metrics.length(velocity).mean(-1).sum(1),
                 acceleration_error=metrics.length(metrics.difference(velocity, 1)).mean(-1).sum(1),
@@ -150,15 +145,14 @@ def _means(sums, lengths, counts, code_rate, full):
 
 
 def break_down(per_clip, groups):
-    """Return CLIP_METRICS of groups {group: clip names}, weighted by frames, the largest group first.
+    """Return {group: CLIP_METRICS, clips, frames} of groups {group: clip names}, the largest group first.
 
-    That is {group: {metric: mean, "clips": n, "frames": F}}. Clips that were skipped do not count.
+    Each clip weighs as much as it has frames.
     """
     result = {}
     for group, names in groups.items():
-        rows = [per_clip[name] for name in names if name in per_clip]
+        rows = [per_clip[name] for name in names]
         frames = [row["frames"] for row in rows]
-        if rows:
-            means = {name: np.average([row[name] for row in rows], weights=frames) for name in CLIP_METRICS}
-            result[group] = dict(means, clips=len(rows), frames=sum(frames))
+        means = {name: np.average([row[name] for row in rows], weights=frames) for name in CLIP_METRICS}
+        result[group] = dict(means, clips=len(rows), frames=sum(frames))
     return dict(sorted(result.items(), key=lambda item: -item[1]["frames"]))

@@ -62,7 +62,7 @@ def _embed_motion(net, clips, clip, start, length, extractors, batch_frames):
         for batch in equal_length_batches(length, batch_frames)[rank::world]:
             x, out, _ = forward_clips(net, clips, clip[batch], start[batch], length[batch[0]])
             lengths = torch.as_tensor(length[batch], device=x.device)
-            for embedded, motion in zip(result, (x.float(), out.float())):
+            for embedded, motion in zip(result, (x, out)):
                 motion = motion if same else (motion * std + mean - to_mean) / to_std
                 embedded[batch] = extractors.embed_motion(motion, lengths).cpu().double()
     return all_reduce(result)

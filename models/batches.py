@@ -49,14 +49,13 @@ def run_in_batches(net, function, rows, max_frames=BATCH_FRAMES, frames=1):
 
 
 def gather_clips(net, clips, index, starts, length):
-    """Return the features of clips of one length, (N, T, D) on the net's device.
+    """Return the features of clips of one length, (N, T, D) float32 on the net's device.
 
     clips: as `load_split` returns. index: positions in `clips.names`. starts: first rows in `clips.frames`.
     Raises UserError naming the first clip that is not finite.
     """
     frames = clips.frames[np.asarray(starts)[:, None] + np.arange(length)]
-    like = next(net.parameters())
-    x = torch.from_numpy(frames).to(like.device, like.dtype)
+    x = torch.from_numpy(frames).to(next(net.parameters()).device)
     require_finite(x, [clips.names[i] for i in index], "mend the clip or leave it out with --skip-bad-clips")
     return x
 
@@ -70,13 +69,13 @@ def require_finite(x, names, advice):
 
 
 def forward_clips(net, clips, index, starts, length):
-    """Return x, its reconstruction (N, T, D) and its codes (N, T') of clips of one length, in whole codes.
+    """Return x and its reconstruction (N, T, D), float32, and its codes (N, T'). Clips have one length.
 
     Raises UserError naming the first clip that is not finite, or whose reconstruction is not.
     """
     x = gather_clips(net, clips, index, starts, length)
     codes = net.encode(x)
-    out = net.forward_decoder(codes)
+    out = net.forward_decoder(codes).float()  # of a half-precision net too
     names = [f"the reconstruction of {clips.names[i]}" for i in index]
     require_finite(out, names, "use an earlier checkpoint")
     return x, out, codes
@@ -118,6 +117,6 @@ def reconstruct_clips(net, clips, max_frames=BATCH_FRAMES):
     with evaluating(net):
         for batch in equal_length_batches(lengths, max_frames):
             _, out, idx = forward_clips(net, clips, batch, clips.offsets[batch], lengths[batch[0]])
-            for i, x, row in zip(batch, out.float().cpu().numpy(), idx.cpu().numpy()):
+            for i, x, row in zip(batch, out.cpu().numpy(), idx.cpu().numpy()):
                 features[i], codes[i] = x, row
     return features, codes

@@ -34,8 +34,7 @@ def make_clips(lengths, dataname="t2m"):
     frames = np.concatenate(clips)
     frames[:, 3] -= 0.9
     return SimpleNamespace(names=[f"c{i}" for i in range(len(clips))], frames=frames,
-                           offsets=np.cumsum([0, *lengths]),
-                           split="test")
+                           offsets=np.cumsum([0, *lengths]), split="test")
 
 
 def in_ranks(monkeypatch, module, run, world=3):
@@ -185,13 +184,23 @@ def test_millimetre_data_are_not_scaled_again():
     assert result["root_drift"] == pytest.approx(7, rel=1e-4) and result["bits_per_second"] == 12.5 / 4 * 2
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_half_precision_network_is_measured_in_single(dtype):
+    net, clips = make_net().eval(), make_clips(LENGTHS[:5])
+    expected = evaluate_clips(net, clips, full=True)
+    result = evaluate_clips(net.to(dtype), clips, full=True)
+    for name in ("jerk_real", "skating_real", "slide_real", "penetration_real"):
+        assert result[name] == expected[name]
+    assert result["recons"] == pytest.approx(expected["recons"], rel=0.05)
+
+
 def test_ranks_add_up_to_the_whole(monkeypatch):
     net, clips = make_net().eval(), make_clips(LENGTHS)
     whole = evaluate_clips(net, clips, full=True, batch_frames=256)
     shares, results = in_ranks(monkeypatch, evaluate,
                                lambda: evaluate_clips(net, clips, full=True, batch_frames=256))
     assert results == [whole] * 3
-    filled = torch.stack([table.abs().sum(1) > 0 for table, _ in shares])
+    filled = torch.stack([share[0] > 0 for share in shares])
     assert (filled.sum(0) == 1).all() and filled.any(1).all()  # each clip was measured by one rank
 
 
@@ -237,7 +246,7 @@ def test_bounds_and_a_split_without_a_clip():
 def test_break_down_weighs_by_frames():
     per_clip = {"a": dict(recons=1.0, mpjpe=10.0, mpjpe_global=0.0, frames=40),
                 "b": dict(recons=4.0, mpjpe=40.0, mpjpe_global=0.0, frames=80)}
-    groups = break_down(per_clip, {"run": ["a"], "walk": ["a", "b", "gone"], "fly": ["gone"]})
+    groups = break_down(per_clip, {"run": ["a"], "walk": ["a", "b"]})
     assert list(groups) == ["walk", "run"]
     assert groups["walk"] == dict(recons=3.0, mpjpe=30.0, mpjpe_global=0.0, clips=2, frames=120)
 
