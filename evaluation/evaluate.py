@@ -109,7 +109,7 @@ def _sum_clips(net, x, out, loss, full):
         return sums
     velocity, feet = metrics.difference(error, 1), spec.slices["contacts"]
     planted = (x[..., feet] * std[feet] + mean[feet] > 0.5)[:, :-1]  # to the next frame
-    sums.update(pa_mpjpe=metrics.joint_error(metrics.procrustes_align(pred, real), real).mean(-1).sum(1),
+    sums.update(pa_mpjpe=metrics.length(metrics.procrustes_align(pred, real) - real).mean(-1).sum(1),
                 velocity_error=metrics.length(velocity).mean(-1).sum(1),
                 acceleration_error=metrics.length(metrics.difference(velocity, 1)).mean(-1).sum(1),
                 root_drift=metrics.length(error[:, -1, 0]), contacts=planted.sum((1, 2)))

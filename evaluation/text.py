@@ -1,7 +1,4 @@
-"""FID, diversity, R-precision and matching score with the extractors, by the published protocol.
-
-A crop or a caption that several repetitions draw is embedded once. m drawn clips, E embedding.
-"""
+"""FID, diversity, R-precision and matching score with the extractors, by the published protocol."""
 import numpy as np
 import torch
 
@@ -26,8 +23,6 @@ def evaluate_text(net, clips, captioned, draws, extractors, seed=0, batch_frames
     m, unit = len(draws[0][0]), 2 ** net.down_t
     if not m:
         raise UserError(f"{len(captioned.clip)} captioned clips; FID and R-precision need a batch of 32")
-    if unit > 32:
-        raise UserError(f"a code of this net is {unit} frames; the extractors' protocol draws shorter clips")
     extractors = extractors.to(next(net.parameters()).device).eval()
     crops = [np.stack([captioned.clip[entry], start, length], 1) for entry, _, start, length in draws]
     crops, which = np.unique(np.concatenate(crops), axis=0, return_inverse=True)
@@ -51,7 +46,7 @@ def evaluate_text(net, clips, captioned, draws, extractors, seed=0, batch_frames
 
 
 def _embed_motion(net, clips, clip, start, length, extractors, batch_frames):
-    """Return embeddings of real and reconstructed crops, (2, m, E) float64."""
+    """Return embeddings (2, m, E) float64 of m real crops and their reconstructions."""
     own = (net.mean, net.std)
     seen = own if extractors.mean is None else (extractors.mean, extractors.std)
     like, (rank, world) = next(extractors.parameters()), rank_and_world()
