@@ -5,11 +5,11 @@ State-dict names and shapes are those of the published `finest.tar`. N clips, T 
 import pickle
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn as nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from models.loading import read_statistics
 from utils.errors import UserError
 from utils.files import describe_file, load_array
 from utils.motion_spec import MAX_MOTION_LENGTH, UNIT_LENGTH
@@ -17,7 +17,6 @@ from utils.word_vectorizer import GLOVE_FILES, WordVectorizer
 
 CONTACTS = 4  # the last features, which the encoders do not see
 FINEST = "text_mot_match/model/finest.tar"
-STATISTICS = ("mean.npy", "std.npy")
 META_DIRS = ("Comp_v6_KLD005/meta", "VQVAEV3_CB1024_CMT_H1024_NRES3/meta")
 
 
@@ -35,8 +34,8 @@ class MovementConvEncoder(nn.Module):
         return self.out_net(self.main(x.transpose(1, 2)).transpose(1, 2))
 
 
-class _BiGRU(nn.Module):
-    """Linear layer, bidirectional GRU over each row's own length, and a head on the two last states."""
+class MotionEncoderBiGRUCo(nn.Module):
+    """Movements (N, T/4, input_size) and their lengths in units of four frames → (N, output_size)."""
 
     def __init__(self, input_size, hidden_size, output_size):
         super().__init__()
@@ -46,22 +45,14 @@ class _BiGRU(nn.Module):
                                         nn.LeakyReLU(0.2), nn.Linear(hidden_size, output_size))
         self.hidden = nn.Parameter(torch.randn(2, 1, hidden_size))
 
-    def encode(self, x, lengths):
-        """x (N, L, input_size), lengths (N,) → (N, output_size), in the order of x."""
+    def forward(self, x, lengths):
         x = self.input_emb(x)
         packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
         _, last = self.gru(packed, self.hidden.repeat(1, len(x), 1))         # (2, N, hidden)
         return self.output_net(torch.cat([last[0], last[1]], -1))
 
 
-class MotionEncoderBiGRUCo(_BiGRU):
-    """Movements (N, T/4, input_size) and their lengths in units of four frames → (N, output_size)."""
-
-    def forward(self, movements, lengths):
-        return self.encode(movements, lengths)
-
-
-class TextEncoderBiGRUCo(_BiGRU):
+class TextEncoderBiGRUCo(MotionEncoderBiGRUCo):
     """Word vectors (N, L, word_size), one-hot tags (N, L, pos_size), caption lengths → (N, output_size)."""
 
     def __init__(self, word_size, pos_size, hidden_size, output_size):
@@ -69,7 +60,7 @@ class TextEncoderBiGRUCo(_BiGRU):
         self.pos_emb = nn.Linear(pos_size, word_size)
 
     def forward(self, words, tags, lengths):
-        return self.encode(words + self.pos_emb(tags), lengths)
+        return super().forward(words + self.pos_emb(tags), lengths)
 
 
 class Extractors(nn.Module):
@@ -95,19 +86,14 @@ class Extractors(nn.Module):
         The result is that of clips padded to 196 frames: the convolutions see a few frames past a clip's end.
         """
         enough = min(MAX_MOTION_LENGTH, int(lengths.max()) + UNIT_LENGTH)
-        if motion.shape[1] < enough:
-            motion = nn.functional.pad(motion, (0, 0, 0, enough - motion.shape[1]))
-        movements = self.movement_encoder(motion[:, :enough, :-CONTACTS])
+        motion = nn.functional.pad(motion, (0, 0, 0, enough - motion.shape[1]))  # or cut
+        movements = self.movement_encoder(motion[..., :-CONTACTS])
         return self.motion_encoder(movements, lengths // UNIT_LENGTH)
 
     @torch.no_grad()
     def embed_text(self, words, tags, lengths):
         """Embed words (N, L, 300), one-hot tags (N, L, 15), lengths (N,) with both marks: (N, embedding)."""
         return self.text_encoder(words, tags, lengths)
-
-    def get_co_embeddings(self, words, tags, text_lengths, motion, motion_lengths):
-        """Return (text, motion) embeddings in the order given; upstream's call sorts by motion length."""
-        return self.embed_text(words, tags, text_lengths), self.embed_motion(motion, motion_lengths)
 
 
 def load_networks(path, width=263):
@@ -130,8 +116,6 @@ def load_networks(path, width=263):
             extractors = Extractors(**sizes)
         for name, state in parts.items():
             getattr(extractors, name).load_state_dict(state, strict=True, assign=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); {expected}") from None
     except KeyError as error:
         raise UserError(f"{path}: has no {error}; {expected}") from None
     except Exception as error:  # a damaged or foreign file raises nearly anything
@@ -140,8 +124,8 @@ def load_networks(path, width=263):
         reason = describe_file(path) if pickled else text[:90]
         raise UserError(f"{path}: refused ({reason}); {expected}") from None
     if sizes["dim_pose"] != width:
-        raise UserError(f"{path}: takes frames of {sizes['dim_pose']} features, expected {width}; name the "
-                        "extractors of this data set with --evaluator-dir")
+        raise UserError(f"{path}: takes frames of {sizes['dim_pose']} features, expected {width}; see "
+                        "--evaluator-dir")
     return extractors.float()  # as upstream's, whatever the file stores
 
 
@@ -150,7 +134,7 @@ def find_missing(spec, evaluator_dir=None, glove_dir=None):
 
     Defaults are upstream's places: checkpoints/t2m (kit: checkpoints/kit) and glove.
     """
-    folder = Path(evaluator_dir or Path("checkpoints", "kit" if spec.name == "kit" else "t2m"))
+    folder = Path(evaluator_dir or ("checkpoints/kit" if spec.name == "kit" else "checkpoints/t2m"))
     glove = Path(glove_dir or "glove")
     wanted = {folder / FINEST: "extractor", **{glove / name: "glove" for name in GLOVE_FILES}}
     return folder, glove, [f"{path}: missing; T2M-GPT's dataset/prepare/download_{script}.sh fetches it"
@@ -164,17 +148,10 @@ def load_extractors(spec, folder, glove):
     own normalisation. Raises UserError for what is missing, damaged or not plain data.
     """
     extractors = load_networks(folder / FINEST, spec.width)
-    extractors.vectorizer = WordVectorizer(glove)
-    word, found = extractors.text_encoder.pos_emb.out_features, extractors.vectorizer.vectors.shape[1]
-    if found != word:
-        raise UserError(f"{glove}: word vectors of {found} numbers; {folder / FINEST} takes {word}")
+    extractors.vectorizer = WordVectorizer(glove, extractors.text_encoder.pos_emb.out_features)
     metas = [folder / meta for meta in META_DIRS]
-    meta = next((meta for meta in metas if all((meta / name).is_file() for name in STATISTICS)), None)
-    if meta:
-        mean, std = (load_array(meta / name) for name in STATISTICS)
-        numbers = mean.dtype.kind == std.dtype.kind == "f" and mean.shape == std.shape == (spec.width,)
-        if not numbers or not np.isfinite(mean + std).all() or not (std > 0).all():
-            raise UserError(f"{meta}: mean.npy {mean.shape} and std.npy {std.shape}; expected {spec.width} "
-                            "finite numbers each, every std over 0")
-        extractors.mean, extractors.std = mean.astype(np.float64), std.astype(np.float64)
+    meta = next((meta for meta in metas if (meta / "mean.npy").is_file()), folder)
+    found = {name: load_array(meta / f"{name}.npy") for name in ("mean", "std")
+             if (meta / f"{name}.npy").is_file()}
+    extractors.mean, extractors.std = read_statistics(found, spec.width, meta)
     return extractors

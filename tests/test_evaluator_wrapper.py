@@ -36,8 +36,8 @@ class Canary:
 
 def save_networks(path, extractors):
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"epoch": 1, "iter": 10, **{name: part.state_dict() for name,
-                                           part in extractors.named_children()}}, path)
+    parts = {name: part.state_dict() for name, part in extractors.named_children()}
+    torch.save({"epoch": 1, "iter": 10, **parts}, path)
 
 
 def make_extractors(root, spec=T2M, seed=0, **sizes):
@@ -61,13 +61,12 @@ def made(tmp_path_factory):
 
 
 def test_names_and_shapes_are_the_published_ones():
-    shapes = {name: {key: tuple(value.shape) for key, value in part.state_dict().items()} for name,
-              part in Extractors().named_children()}
+    shapes = {name: {key: tuple(value.shape) for key, value in part.state_dict().items()}
+              for name, part in Extractors().named_children()}
     assert list(shapes) == ["movement_encoder", "motion_encoder", "text_encoder"]
     assert shapes["movement_encoder"] == {
         "main.0.weight": (512, 259, 4), "main.0.bias": (512,), "main.3.weight": (512, 512, 4),
-        "main.3.bias": (512,),
-        "out_net.weight": (512, 512), "out_net.bias": (512,)}
+        "main.3.bias": (512,), "out_net.weight": (512, 512), "out_net.bias": (512,)}
 
     def gru(hidden):
         sizes = {"weight_ih": (3 * hidden, hidden), "weight_hh": (3 * hidden, hidden),
@@ -76,16 +75,14 @@ def test_names_and_shapes_are_the_published_ones():
 
     def head(hidden):
         return {"output_net.0.weight": (hidden, 2 * hidden), "output_net.0.bias": (hidden,),
-                "output_net.1.weight": (hidden,),
-                "output_net.1.bias": (hidden,), "output_net.3.weight": (512, hidden),
-                "output_net.3.bias": (512,)}
+                "output_net.1.weight": (hidden,), "output_net.1.bias": (hidden,),
+                "output_net.3.weight": (512, hidden), "output_net.3.bias": (512,)}
 
     assert shapes["motion_encoder"] == {"hidden": (2, 1, 1024), "input_emb.weight": (1024, 512),
                                         "input_emb.bias": (1024,), **gru(1024), **head(1024)}
     assert shapes["text_encoder"] == {"hidden": (2, 1, 512), "pos_emb.weight": (300, 15),
-                                      "pos_emb.bias": (300,),
-                                      "input_emb.weight": (512, 300), "input_emb.bias": (512,), **gru(512),
-                                      **head(512)}
+                                      "pos_emb.bias": (300,), "input_emb.weight": (512, 300),
+                                      "input_emb.bias": (512,), **gru(512), **head(512)}
 
 
 def alone(encoder, x):
@@ -117,8 +114,7 @@ def test_motion_embeddings_equal_each_clip_alone_padded_to_196_frames(made):
 def test_text_embeddings_equal_each_caption_alone_and_keep_the_order(made):
     extractors = load_networks(made[0] / FINEST)
     words, tags, lengths = torch.randn(4, 22, 300), torch.randn(4, 22, 15), torch.tensor([7, 22, 3, 10])
-    text, _ = extractors.get_co_embeddings(words, tags, lengths, torch.zeros(4, 196, 263),
-                                           torch.full((4,), 40))
+    text = extractors.embed_text(words, tags, lengths)
     for i, length in enumerate(lengths):
         x = (words + tags @ extractors.text_encoder.pos_emb.weight.t()
              + extractors.text_encoder.pos_emb.bias)[i, :length]
@@ -137,7 +133,7 @@ def test_loading_brings_networks_vocabulary_and_statistics(made):
     extractors = load_extractors(T2M, *made)
     assert torch.equal(torch.get_rng_state(), stream)
     assert not extractors.training and not any(p.requires_grad for p in extractors.parameters())
-    assert len(extractors.vectorizer) == len(WORDS)
+    assert list(extractors.vectorizer.index) == WORDS
     assert extractors.mean.shape == (263,) and extractors.std[-1] == 1.5
     with pytest.raises(UserError, match="takes frames of 263 features, expected 251"):
         load_extractors(KIT, *made)
@@ -240,12 +236,10 @@ def test_an_object_array_of_vectors_never_runs(made, tmp_path):
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_plain_data_and_arrays_are_admitted(tmp_path, protocol):
-    content = {"a": 1, "b": ["c", ("d", 2)], "e": np.arange(6.0).reshape(2, 3)}
+def test_plain_data_are_admitted(tmp_path, protocol):
+    content = {"a": 1, "b": ["c", ("d", 2)]}
     (tmp_path / "x.pkl").write_bytes(pickle.dumps(content, protocol))
-    loaded = load_data_pickle(tmp_path / "x.pkl")
-    np.testing.assert_array_equal(loaded.pop("e"), content.pop("e"))
-    assert loaded == content
+    assert load_data_pickle(tmp_path / "x.pkl") == content
 
 
 def test_words_get_their_vector_and_tag(made):
@@ -255,12 +249,9 @@ def test_words_get_their_vector_and_tag(made):
     for token, word, tag in (("a/DET", "a", "DET"), ("walks/VERB", "walks", "VERB"),
                              ("walk/VERB", "walk", "Act_VIP"),
                              ("walk/NOUN", "walk", "Act_VIP"), ("slowly/ADV", "slowly", "Desc_VIP"),
-                             ("back/ADV", "back", "Loc_VIP"),
-                             ("a/CCONJ", "a", "OTHER"),
+                             ("back/ADV", "back", "Loc_VIP"), ("a/CCONJ", "a", "OTHER"),
                              ("chair/NOUN", "unk", "OTHER"), ("zebra/NOUN", "unk", "OTHER")):
-        vector, one_hot = vectorizer[token]
-        np.testing.assert_array_equal(vector, vectorizer.vectors[WORDS.index(word)])
-        assert one_hot.sum() == 1 and tags[one_hot.argmax()] == tag, token
+        assert vectorizer.lookup(token) == (WORDS.index(word), tags.index(tag)), token
 
 
 def test_captions_are_framed_cut_and_padded(made):
@@ -269,15 +260,14 @@ def test_captions_are_framed_cut_and_padded(made):
     assert [WORDS[row] for row in rows] == ["sos", "a", "person", "eos"] + ["unk"] * 18
     assert length == 4 and set(tags[[0, 3, 4, 21]]) == {14}
     rows, _, length = vectorizer.encode(["walk/VERB"] * 30)
-    assert length == 22 and len(rows) == 22 and [WORDS[row]
-                                                 for row in rows[[0, 1, 20, 21]]] == ["sos", "walk", "walk",
-                                                                                      "eos"]
+    assert length == 22 and len(rows) == 22
+    assert [WORDS[row] for row in rows[[0, 1, 20, 21]]] == ["sos", "walk", "walk", "eos"]
 
 
 @pytest.mark.parametrize("name, content, message", [
-    ("our_vab_words.pkl", pickle.dumps("a"), "expected list and dict"),
-    ("our_vab_idx.pkl", pickle.dumps({"a": 0}), "no row"),
-    ("our_vab_idx.pkl", pickle.dumps({word: 99 for word in WORDS}), "no row"),
+    ("our_vab_words.pkl", pickle.dumps(7), "expected a row"),
+    ("our_vab_idx.pkl", pickle.dumps({"a": 0}), "expected a row"),
+    ("our_vab_idx.pkl", pickle.dumps({word: 99 for word in WORDS}), "expected a row"),
     ("our_vab_words.pkl", b"not a pickle", "refused"),
 ])
 def test_a_vocabulary_that_does_not_fit_together_is_refused(made, tmp_path, name, content, message):

@@ -17,8 +17,7 @@ from tests.test_evaluator_wrapper import WORDS, make_extractors
 from utils.errors import UserError
 from utils.motion_spec import T2M
 
-VOCABULARY, TAGS = [*WORDS, "zebra", "runs"], ("NOUN", "VERB", "ADV",
-                                               "CCONJ")  # words and tags that are not listed too
+VOCABULARY, TAGS = [*WORDS, "zebra", "runs"], ("NOUN", "VERB", "ADV", "CCONJ")  # some of them not listed
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +64,11 @@ def gru(state, x, hidden, suffix):
 def encode(state, x):
     """Linear, both directions, head: (L, C) of exactly the clip's or caption's length → (E,)."""
     x = x @ state["input_emb.weight"].t() + state["input_emb.bias"]
-    h = torch.cat([gru(state, list(x), state["hidden"][i, 0], suffix) for i,
-                   suffix in enumerate(("", "_reverse"))])
+    h = torch.cat([gru(state, list(x), state["hidden"][i, 0], suffix)
+                   for i, suffix in enumerate(("", "_reverse"))])
     h = state["output_net.0.weight"] @ h + state["output_net.0.bias"]
-    h = (h - h.mean()) / torch.sqrt(h.var(unbiased=False)
-                                    + 1e-5) * state["output_net.1.weight"] + state["output_net.1.bias"]
+    h = (h - h.mean()) / torch.sqrt(h.var(unbiased=False) + 1e-5)
+    h = h * state["output_net.1.weight"] + state["output_net.1.bias"]
     return state["output_net.3.weight"] @ F.leaky_relu(h, 0.2) + state["output_net.3.bias"]
 
 
