@@ -4,6 +4,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from utils.errors import UserError
+from utils.files import read_text
 from utils.motion_spec import MAX_EVAL_FRAMES, UNIT_LENGTH
 
 BATCH = 32  # R-precision ranks within batches of this size
@@ -15,13 +17,11 @@ def read_captions(path):
     Returns (captions, problems): captions a list of (text, tokens, from, to), times in seconds, 0 and 0 for
     the whole clip; problems a message for each unusable line, with file and line.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        return [], [f"{path}: cannot be read ({error.strerror or error}); expected captions"]
-    except UnicodeDecodeError as error:
-        return [], [f"{path}: not UTF-8 text (byte {error.start}); expected captions"]
     captions, problems = [], []
+    try:
+        lines = read_text(path, "captions").splitlines()
+    except UserError as error:
+        return captions, [str(error)]
     for number, line in enumerate(lines, 1):
         try:
             text, tokens, *times = line.strip().split("#")
@@ -36,7 +36,7 @@ def read_captions(path):
 
 
 def load_captioned(clips, folder, spec, vectorizer):
-    """Collect the captioned clips of a split: what may be drawn, with the captions as rows of the vocabulary.
+    """Collect the captioned clips of a split: what `draw` may draw.
 
     clips: of `load_split`. folder: of ID.txt files. Clips of min_eval_frames ≤ T < 200 are taken. Captions of
     the whole clip share an entry; a caption with times makes an entry of its own, under the same bounds.
