@@ -16,15 +16,15 @@ def parse_args(argv=None):
     """Parse bench.py's flags; all others are train_vq.py's, parsed into `training`."""
     parser = Parser(prog="bench.py", description=__doc__.splitlines()[0],
                     epilog="Any flag or recipe of train_vq.py chooses the network, the step and the device.")
-    parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS, metavar="PART",
-                        help="what to measure: step, data, evaluation")
-    parser.add_argument("--batch-size", type=COUNT, nargs="+", default=[64, 256], metavar="N",
-                        help="windows in a step, one measurement each; data takes the first")
-    parser.add_argument("--amp", choices=("bf16", "fp16"), nargs="*", default=None, metavar="TYPE",
-                        help="precisions to measure beside float32; None: bf16 unless it is slow here")
-    parser.add_argument("--clips", type=number(int, 2), nargs="+", default=[117], metavar="N",
-                        help="synthetic clips of 40 to 199 frames, one evaluation each; data takes the first")
-    parser.add_argument("--rounds", type=COUNT, default=5, help="measurements of each number")
+    add = parser.add_argument
+    add("--only", choices=PARTS, nargs="+", default=PARTS, metavar="PART", help="step, data, evaluation")
+    add("--batch-size", type=COUNT, nargs="+", default=[64, 256], metavar="N",
+        help="windows in a step, one measurement each; data takes the first")
+    add("--amp", choices=("bf16", "fp16"), nargs="*", default=None, metavar="TYPE",
+        help="precisions to measure beside float32; None: bf16 unless it is slow here")
+    add("--clips", type=number(int, 2), nargs="+", default=[117], metavar="N",
+        help="synthetic clips of 40 to 199 frames, one evaluation each; data takes the first")
+    add("--rounds", type=COUNT, default=5, help="measurements of each number")
     args, rest = parser.parse_known_args(argv)
     args.training = get_args_parser(rest)
     return args
@@ -105,22 +105,25 @@ def measure_steps(args, device):
                 yield f"{name}: times as fast as fp32", 1 / over_fp32
 
 
-def make_split(args, count, folder):
-    """Write a data folder of `count` random clips. Return the arguments of `load_split`."""
-    spec, rng, names = get_spec(args.training.dataname), np.random.default_rng(0), range(count)
-    vectors = Path(folder, "new_joint_vecs")
-    vectors.mkdir()
-    for name in names:
-        clip = rng.standard_normal((rng.integers(40, 200), spec.width), dtype=np.float32)
-        np.save(vectors / f"{name}.npy", clip)
-    Path(folder, "train.txt").write_text("\n".join(map(str, names)))
-    return Path(folder), "train", spec, np.zeros(spec.width), np.ones(spec.width)
+def make_clips(spec, count):
+    """Return `count` random clips of 40 to 199 frames, as `load_split` does."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(40, 200, count)
+    frames = rng.standard_normal((lengths.sum(), spec.width), dtype=np.float32)
+    return SimpleNamespace(names=list(map(str, range(count))), frames=frames, split="random",
+                           offsets=np.cumsum([0, *lengths]))
 
 
 def measure_data(args, device):
     """Time a start from the packed cache beside one without, and the feed beside a copy of as many bytes."""
+    spec = get_spec(args.training.dataname)
+    clips = make_clips(spec, args.clips[0])
     with tempfile.TemporaryDirectory() as folder:
-        load = partial(load_split, *make_split(args, args.clips[0], folder))
+        Path(folder, "new_joint_vecs").mkdir()
+        for name, frames in zip(clips.names, np.split(clips.frames, clips.offsets[1:-1])):
+            np.save(Path(folder, "new_joint_vecs", f"{name}.npy"), frames)
+        Path(folder, "train.txt").write_text("\n".join(clips.names))
+        load = partial(load_split, Path(folder), "train", spec, np.zeros(spec.width), np.ones(spec.width))
         seconds, over_uncached = in_turn(device, args.rounds, partial(load, cache=False), load)
         yield f"{args.clips[0]} clips: cached start over an uncached one", over_uncached
         yield f"{args.clips[0]} clips: cached start, s", seconds
@@ -135,12 +138,11 @@ def measure_data(args, device):
 def measure_evaluation(args, device):
     """Time the evaluation of splits beside the bare forward pass over as many frames in full batches."""
     net = HumanVQVAE.from_args(args.training).to(device)
+    net.mean, net.std = np.zeros(net.spec.width), np.ones(net.spec.width)
     for count in args.clips:
-        with tempfile.TemporaryDirectory() as folder:
-            _, _, spec, net.mean, net.std = split = make_split(args, count, folder)
-            clips = load_split(*split, cache=False)
-        frames = np.diff(clips.offsets).sum()
-        batches = torch.randn(-(-frames // 128), 128, spec.width, device=device).split(BATCH_FRAMES // 128)
+        clips = make_clips(net.spec, count)
+        windows = torch.randn(-(-len(clips.frames) // 128), 128, net.spec.width, device=device)
+        batches = windows.split(BATCH_FRAMES // 128)
         net.train()(batches[0])  # fills the codebook
 
         def forward(batches=batches):
@@ -161,14 +163,10 @@ def main(args):
     """Measure what args ask for and print each number as it comes. Returns the exit code."""
     device = pick_device(args.training.device)
     set_precision(device, args.training.tf32)
-    on_cuda = device.type == "cuda"
-    kind = torch.cuda.get_device_name(device) if on_cuda else torch.backends.cpu.get_cpu_capability()
-    print(f"{device.type} ({kind}), {torch.get_num_threads()} threads, torch {torch.__version__}", flush=True)
+    print(f"{device.type}, {torch.get_num_threads()} threads, torch {torch.__version__}", flush=True)
     for part in args.only:
         for name, value in MEASURES[part](args, device):
             print(f"{name:<56} {value:12,.3f}", flush=True)
-    if on_cuda:
-        print(f"peak memory {torch.cuda.max_memory_allocated(device) / 2 ** 30:.2f} GiB")
     return 0
 
 
