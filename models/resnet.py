@@ -53,4 +53,4 @@ class Resnet1D(nn.Module):
         try:
             return self.model(x)
         except ValueError:  # torch's batch and group norm, for one value per channel
-            raise UserError("batch or group norm met one value per channel: use longer or more clips") from None
+            raise UserError("a norm met one value per channel: use longer or more clips") from None

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 
-from models.batches import run_in_batches
+from models.batches import decode_rows, run_in_batches
 from models.encdec import Decoder, Encoder
 from models.loading import ALIASES, NET_ARGS, load_checkpoint, network_args, read_statistics
 from models.quantize_cnn import QUANTIZERS
@@ -154,7 +154,9 @@ class HumanVQVAE(nn.Module):
             if problem := normalisation_problem(clip.float().cpu(), 3, np.inf):
                 warnings.warn(f"clip {i} does not look raw: after normalising, {problem}", stacklevel=2)
                 break
-        return together(self._run(self.encode, clips))
+        batches = run_in_batches(self, lambda batch: self.encode(torch.stack([clips[i] for i in batch])),
+                                 [len(clip) for clip in clips])
+        return together(_in_order(batches, len(clips)))
 
     def decode_joints(self, codes):
         """Return joints (T, J, 3), float32, in the data set's unit, of codes (T',): 2**down_t frames a code.
@@ -162,9 +164,7 @@ class HumanVQVAE(nn.Module):
         (N, T') gives (N, T, J, 3), a list of rows gives a list. Raises UserError for what is no row of codes.
         """
         rows, together = _as_list(codes, lambda array: 1)
-        rows = [self._tensor(row) for row in rows]
-        features = self._run(self.forward_decoder, rows, 2 ** self.down_t)
-        return together([self.to_joints(each) for each in features])
+        return together([self.to_joints(each) for each in _in_order(decode_rows(self, rows), len(rows))])
 
     def reconstruct(self, motion):
         """Return `decode_joints(tokenize(motion))`: joints (T, J, 3) that start at the origin and face +z."""
@@ -232,14 +232,6 @@ class HumanVQVAE(nn.Module):
             raise UserError(f"shape {tuple(x.shape)}; expected (N, T, {self.spec.width}), T at least {least}")
         return x
 
-    def _run(self, function, rows, frames=1):
-        """Return function's results for rows of any lengths, in their order, on the CPU."""
-        results = [None] * len(rows)
-        for batch, output in run_in_batches(self, function, rows, frames=frames):
-            for i, row in zip(batch, output):
-                results[i] = torch.from_numpy(row)
-        return results
-
     def extra_repr(self):
         spec, unit = self.spec, 2 ** self.down_t
         filled = "" if self.vqvae.quantizer.filled else ", not filled yet"
@@ -268,6 +260,12 @@ def _as_list(value, axes):
     if array.ndim == 0 or len(array) == 0:
         raise UserError(f"shape {array.shape} holds nothing; expected a clip, a batch or a list of clips")
     return list(array), torch.stack
+
+
+def _in_order(batches, count):
+    """Return the `count` results of batches (positions, array), in order, as tensors."""
+    results = {i: torch.from_numpy(row) for batch, output in batches for i, row in zip(batch, output)}
+    return [results[i] for i in range(count)]
 
 
 def load_net(net, checkpoint, path="checkpoint"):

@@ -148,7 +148,7 @@ def test_arguments_beside_a_bare_file_are_read(save, weights, name, text):
     recorded = save({"net": weights, "args": {"vq_act": "gelu"}}, "recorded.pth")
     assert HumanVQVAE.from_checkpoint(recorded).args["vq_act"] == "gelu"  # the file's own come first
     path.with_name(name).write_bytes(b"\xff\xfe\x00{")
-    assert f"{name}: cannot be read" in refusal(path)
+    assert f"{name}: is UTF-16 text" in refusal(path)
 
 
 def test_saved_statistics_of_the_codebook_come_back(save, net, weights):
