@@ -104,7 +104,7 @@ def _load_pickle(path):
         name = re.search(r"(?:GLOBAL|class|function) `?(\w+\.[\w.]+)", str(error))
         found = "damaged, cut short, or no checkpoint of torch.save"
         if name:
-            found = f"holds Python objects ({name[1][:50]}), as a whole pickled module does; save a state_dict"
+            found = f"holds Python objects ({name[1][:50]}), as a whole pickled module does; save weights"
         elif isinstance(error, OSError) and error.strerror:
             found = f"cannot be read ({error.strerror})"
         raise UserError(f"{path}: {found}") from None
