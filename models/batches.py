@@ -28,23 +28,22 @@ def evaluating(net):
 def equal_length_batches(lengths, max_frames=BATCH_FRAMES):
     """Return index arrays into `lengths`, of one length and at most `max_frames` frames each."""
     order = np.argsort(lengths, kind="stable")
-    ordered = np.asarray(lengths)[order]
+    steps = np.flatnonzero(np.diff(np.asarray(lengths)[order])) + 1
     batches = []
-    for same in np.split(order, np.flatnonzero(np.diff(ordered)) + 1) if len(order) else ():
+    for same in np.split(order, steps) if len(order) else ():
         count = max(1, max_frames // max(1, lengths[same[0]]))
         batches += [same[start:start + count] for start in range(0, len(same), count)]
     return batches
 
 
-def run_in_batches(net, function, rows, max_frames=BATCH_FRAMES, frames=1):
-    """Yield (positions in `rows`, output as an array), batch by batch, of a part of the net in eval mode.
+def run_in_batches(net, function, lengths, max_frames=BATCH_FRAMES):
+    """Yield (positions in `lengths`, output as an array), batch by batch, with the net in eval mode.
 
-    function: (N, L, …) → (N, …). rows: tensors (L, …). frames: how many frames one step of a row stands for.
+    function: positions → tensor (N, …). lengths: frames that each position stands for.
     """
-    lengths = np.array([len(row) * frames for row in rows], np.int64)
     for batch in equal_length_batches(lengths, max_frames):
         with evaluating(net):
-            output = function(torch.stack([rows[i] for i in batch])).cpu().numpy()
+            output = function(batch).cpu().numpy()
         yield batch, output
 
 
@@ -82,25 +81,24 @@ def forward_clips(net, clips, index, starts, length):
 
 
 def encode_clips(net, clips, index, starts, lengths, max_frames=BATCH_FRAMES):
-    """Yield (positions in `index`, codes (N, T') int64 array) of clips, batch by batch.
+    """Yield (positions in `index`, codes (N, T') int64 array) of clips, batch by batch."""
+    def encode(batch):
+        return net.encode(gather_clips(net, clips, index[batch], starts[batch], lengths[batch[0]]))
 
-    The decoder is not run.
-    """
-    for batch in equal_length_batches(lengths, max_frames):
-        with evaluating(net):
-            x = gather_clips(net, clips, index[batch], starts[batch], lengths[batch[0]])
-            codes = net.encode(x).cpu().numpy()
-        yield batch, codes
+    return run_in_batches(net, encode, lengths, max_frames)
 
 
 def decode_rows(net, rows, max_frames=BATCH_FRAMES):
     """Yield (positions in `rows`, normalised features (N, T, D) float32 array), batch by batch.
 
-    rows: integer arrays (T',) of codes, none empty.
+    rows: integer arrays (T',) of codes. Raises UserError for an empty row and for what is no code.
     """
-    device = next(net.parameters()).device
-    rows = [torch.as_tensor(np.asarray(row, np.int64), device=device) for row in rows]
-    yield from run_in_batches(net, net.forward_decoder, rows, max_frames, 2 ** net.down_t)
+    lengths = [len(row) * 2 ** net.down_t for row in rows]
+
+    def decode(batch):
+        return net.forward_decoder([rows[i] for i in batch])
+
+    return run_in_batches(net, decode, lengths, max_frames)
 
 
 def reconstruct_clips(net, clips, max_frames=BATCH_FRAMES):
@@ -110,9 +108,6 @@ def reconstruct_clips(net, clips, max_frames=BATCH_FRAMES):
     """
     unit = 2 ** net.down_t
     lengths = np.diff(clips.offsets) // unit * unit
-    if not lengths.all():
-        name = clips.names[int(np.argmin(lengths))]
-        raise UserError(f"{name}: shorter than one code of {unit} frames; leave it out")
     features, codes = [None] * len(lengths), [None] * len(lengths)
     with evaluating(net):
         for batch in equal_length_batches(lengths, max_frames):

@@ -14,7 +14,7 @@ import torch
 from models.quantize_cnn import QUANTIZERS
 from models.resnet import ACTIVATIONS, NORMS
 from utils.errors import UserError
-from utils.files import describe_file
+from utils.files import describe_file, read_text
 from utils.motion_spec import SPECS
 
 MODEL, CONFIG = "model.safetensors", "config.json"  # the pair that model hubs read
@@ -42,9 +42,8 @@ def load_checkpoint(path):
     """Read a checkpoint onto the CPU.
 
     path: a file of torch.save, a run folder (its net_last.pth), or the pair that export_vq.py writes (its
-    folder or its model.safetensors). Returns the file's content as a dict, with its state-dict under "net",
-    without wrappers' prefixes, and its arguments, a dict, under "args". Raises UserError where it is damaged
-    or something else, and for weights that are NaN or Inf.
+    folder or its model.safetensors). Returns the file's content, with its state-dict under "net" and its
+    arguments, a dict, under "args". Raises UserError where it is something else, damaged, NaN or Inf.
     """
     path = model_file(path)
     content = _load_pair(path) if path.endswith(".safetensors") else _load_pickle(path)
@@ -57,10 +56,11 @@ def load_checkpoint(path):
         key, content = "net", {"net": content}
     if key is None:
         raise UserError(f"{path}: holds no network under {', '.join(STATE_KEYS)}; its keys: {_some(content)}")
-    args, content = content.get("args"), _plain(content)
-    args = vars(args) if isinstance(args, argparse.Namespace) else args or {}
-    if not isinstance(args, dict) or not isinstance(content.get("iter"), int | float | None):
-        found = f"args is a {type(args).__name__}, iter a {type(content.get('iter')).__name__}"
+    content = _plain(content)
+    args, step = content.get("args") or {}, content.get("iter")
+    args = vars(args) if isinstance(args, argparse.Namespace) else args
+    if not isinstance(args, dict) or not isinstance(step, int | float | None):
+        found = f"args is a {type(args).__name__}, iter a {type(step).__name__}"
         raise UserError(f"{path}: {found}; expected a dictionary and a number")
     return {**content, "net": strip_prefixes(content[key], path), "args": _plain(args)}
 
@@ -77,40 +77,37 @@ def _some(names):
 
 def model_file(path):
     """Return the path of the file that holds a checkpoint's weights. Raises UserError where there is none."""
-    path = os.fspath(path)
-    if os.path.isdir(path):
-        inside = [os.path.join(path, name) for name in ("net_last.pth", MODEL)]
-        path = next((file for file in inside if os.path.isfile(file)), None)
-        if path is None:
-            raise UserError(f"{os.path.dirname(inside[0])}: a folder without net_last.pth or {MODEL}")
-    if not os.path.isfile(path):
-        raise UserError(f"{path}: no such file; expected a checkpoint, such as net_last.pth, or a run folder")
-    return path
+    files = [Path(path), Path(path, "net_last.pth"), Path(path, MODEL)]
+    for file in files:
+        if file.is_file():
+            return str(file)
+    if files[0].is_dir():
+        raise UserError(f"{path}: a folder without net_last.pth or {MODEL}")
+    raise UserError(f"{path}: no such file; expected a checkpoint, such as net_last.pth, or a run folder")
 
 
 def _load_pickle(path):
     try:
         found = describe_file(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    if not found.startswith(("a zip", "a Python pickle")):
-        raise UserError(f"{path}: is {found}; expected a checkpoint")
-    try:
+        if not found.startswith(("a zip", "a Python pickle")):
+            raise UserError(f"{path}: is {found}; expected a checkpoint")
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:  # torch stores a CRC of each tensor and does not check it
                 if archive.testzip():
-                    raise UserError(f"{path}: damaged since it was saved; use another copy or checkpoint")
+                    raise ValueError("damaged")
         with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice to its developers
             return torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
     except Exception as error:  # damaged archives and pickles raise nearly anything
-        name = re.search(r"(?:GLOBAL|class|function) `?([\w.]+)", str(error))
-        if name and "." in name[1]:
-            raise UserError(f"{path}: holds Python objects ({name[1][:50]}), as a whole pickled module does; "
-                            "save its state_dict() instead") from None
-        raise UserError(f"{path}: damaged, cut short, or no checkpoint of torch.save") from None
+        name = re.search(r"(?:GLOBAL|class|function) `?(\w+\.[\w.]+)", str(error))
+        found = "damaged, cut short, or no checkpoint of torch.save"
+        if name:
+            found = f"holds Python objects ({name[1][:50]}), as a whole pickled module does; save weights"
+        elif isinstance(error, OSError) and error.strerror:
+            found = f"cannot be read ({error.strerror})"
+        raise UserError(f"{path}: {found}") from None
 
 
 def import_safetensors():
@@ -125,8 +122,8 @@ def import_safetensors():
 def read_config(path):
     """Return a pair's config.json, or None where it is missing or something else."""
     try:
-        config = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        config = json.loads(read_text(path, "JSON"))
+    except (UserError, ValueError):
         return None
     return config if isinstance(config, dict) and config.get("format") == PAIR else None
 
@@ -135,7 +132,7 @@ def _load_pair(path):
     library, config = import_safetensors(), read_config(os.path.join(os.path.dirname(path), CONFIG))
     if config is None or config.get("format_version") != PAIR_VERSION:
         raise UserError(f"{path}: no {CONFIG} of this version beside it; expected what export_vq.py writes")
-    if config.get("sha256") != sha256(path):
+    if config.get("sha256") != hashlib.sha256(Path(path).read_bytes()).hexdigest():
         raise UserError(f"{path}: its SHA-256 is not the one in {CONFIG}: damaged, or of another model")
     try:
         state = library.torch.load_file(path)
@@ -145,16 +142,8 @@ def _load_pair(path):
     return {"net": state, "iter": config.get("iteration"), **known}
 
 
-def sha256(path):
-    """Return the hex digest of a file's bytes."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
 def strip_prefixes(state, path):
-    """Return a state-dict with upstream's keys, without the prefixes of wrappers.
-
-    Raises UserError naming the first entry that is no tensor of numbers, and the first with a NaN or Inf.
-    """
+    """Return a state-dict with upstream's keys. Raises UserError for what is no tensor of finite numbers."""
     for name, tensor in state.items():
         plain = torch.is_tensor(tensor) and tensor.layout == torch.strided and tensor.device.type == "cpu"
         if not isinstance(name, str) or not plain or tensor.dtype not in DTYPES:
@@ -170,27 +159,25 @@ def strip_prefixes(state, path):
 def network_args(checkpoint, path, given):
     """Return the arguments of a checkpoint's network, a dict of NET_ARGS, and lines on what was assumed.
 
-    given: the caller's arguments. Each comes from the file (else from opt.txt or args.json beside it), from
-    `given`, or from what fits the tensors, the published one first. Raises UserError where two contradict.
+    Each comes from the file (else from opt.txt or args.json beside it), from the caller's `given`, or from
+    what fits the tensors, the published one first. Raises UserError where two contradict.
     """
-    possible, recorded, source = infer_args(checkpoint["net"], path), _known(checkpoint["args"], path), None
+    possible, recorded, remarks = infer_args(checkpoint["net"], path), _known(checkpoint["args"], path), []
     if not recorded:
-        recorded, source = _read_beside(path)
+        recorded, remarks = _read_beside(path)
     given, args, assumed = _known(given, "from_checkpoint"), {}, []
     for name in NET_ARGS:
         fits = possible.get(name, ())
-        for values in (recorded, given):
-            if name in values and fits and values[name] not in fits:
-                raise UserError(f"{path}: {name} {values[name]} contradicts the file, which has "
+        for value in (values[name] for values in (recorded, given) if name in values):
+            if fits and value not in fits:
+                raise UserError(f"{path}: {name} {value} contradicts the file, which has "
                                 f"{' or '.join(map(str, fits))}; leave it out")
-            if name in values:
-                args[name] = values[name]
-                fits = fits if name == "dataname" else (values[name],)  # data sets of one width are alike
+            args[name] = value
+            fits = fits if name == "dataname" else (value,)  # data sets of one width are alike
         if name not in args:
             args[name] = fits[0] if fits else PUBLISHED[name]
             if len(fits) != 1 and name not in ("dataname", "mu", "beta"):
                 assumed.append(f"{name} {args[name]}")
-    remarks = [f"network arguments read from {source} beside the checkpoint"] if source else []
     if assumed:
         remarks.append("what the checkpoint does not tell was assumed: " + ", ".join(assumed))
     return args, remarks
@@ -223,8 +210,6 @@ def _known(values, path):
     """Return the network's arguments among `values`. Raises UserError for one that cannot be."""
     values = {ALIASES.get(name, name): value for name, value in values.items()}
     known = {name: values[name] for name in NET_ARGS if name in values}
-    if known.get("vq_norm") == "none":
-        known["vq_norm"] = None
     for name, value in known.items():
         if name in CHOICES:
             fits = isinstance(value, str | None) and value in CHOICES[name]
@@ -239,18 +224,17 @@ def _known(values, path):
 
 
 def _read_beside(path):
-    """Return the network's arguments in opt.txt or args.json beside a checkpoint, and the file's name."""
+    """Return the network's arguments in opt.txt or args.json beside a checkpoint, and a line that says so."""
     for file in (Path(model_file(path)).with_name(name) for name in ("opt.txt", "args.json")):
-        try:
-            text = file.read_text(encoding="utf-8-sig")
-            values = dict(json.loads(text)) if file.suffix == ".json" else _read_lines(text)
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError, TypeError):
-            raise UserError(f"{file}: cannot be read; mend it, or move it away to do without") from None
-        if known := _known(values, file):
-            return known, file.name
-    return {}, None
+        if file.is_file():
+            text = read_text(file, "network arguments")
+            try:
+                values = dict(json.loads(text)) if file.suffix == ".json" else _read_lines(text)
+            except (ValueError, TypeError):
+                raise UserError(f"{file}: cannot be read; mend it, or move it away to do without") from None
+            if known := _known(values, file):
+                return known, [f"network arguments read from {file.name} beside the checkpoint"]
+    return {}, []
 
 
 def _read_lines(text):
@@ -271,10 +255,9 @@ def read_statistics(checkpoint, width, path):
     mean, std = checkpoint.get("mean"), checkpoint.get("std")
     try:
         mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
-        good = mean.shape == std.shape == (width,) and np.isfinite(mean + std).all() and (std > 0).all()
+        if mean.shape == std.shape == (width,) and np.isfinite(mean + std).all() and (std > 0).all():
+            return mean, std
     except (TypeError, ValueError, RuntimeError):
-        good = False
-    if not good:
-        found = " and ".join(f"{name} of shape {np.shape(a)}" for name, a in (("mean", mean), ("std", std)))
-        raise UserError(f"{path}: {found}; expected {width} finite numbers each, every std over 0")
-    return mean, std
+        pass  # no numbers: refused below
+    raise UserError(f"{path}: mean of shape {np.shape(mean)} and std of shape {np.shape(std)}; "
+                    f"expected {width} finite numbers each, every std over 0")

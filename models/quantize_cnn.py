@@ -1,8 +1,7 @@
 """Four quantizers on one base (T2M-GPT models/quantize_cnn.py; EMA and reset: Jukebox, arXiv 2005.00341).
 
-A training step reads: latents → rows → nearest code → loss → straight-through (`look_up`), then `update`
-moves the codebook, so the output uses the codebook from before the batch. `forward` does both. A trainer
-that looks at the loss and the gradient first, or that splits a batch, calls the two itself.
+`look_up` quantizes with the codebook from before the batch, then `update` moves it. `forward` does both; a
+trainer that looks at the gradient first calls the two itself.
 N windows, C channels, T' latent frames, K codes, R = N·T' rows.
 """
 import torch
@@ -16,12 +15,13 @@ from utils.errors import UserError
 class BaseQuantizer(nn.Module):
     """Look up the nearest code, pass the gradient straight through, and collect a batch's statistics.
 
-    A variant adds its loss and how its codes move. Under several ranks each holds its equal slice of the
-    batch, in the order of the ranks; the statistics and the first codebook are the whole batch's.
+    Under several ranks each holds its equal slice of the batch, in the order of the ranks; the statistics and
+    the first codebook are the whole batch's.
     """
 
     filled = True  # a codebook learnt by gradient is there from the start
     eps = 1e-7     # in the perplexity's logarithm
+    saved = ()     # names of what a checkpoint must hold besides the state-dict
 
     def __init__(self, nb_code, code_dim):
         super().__init__()
@@ -44,8 +44,7 @@ class BaseQuantizer(nn.Module):
 
     def to_rows(self, x):
         """Return latents (N, C, T') as rows (N·T', C), in float32 where they are half precision."""
-        if x.dtype in (torch.float16, torch.bfloat16):
-            x = x.float()
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
         return x.transpose(1, 2).reshape(-1, x.shape[1])
 
     def look_up(self, x):
@@ -95,8 +94,8 @@ class BaseQuantizer(nn.Module):
     def update(self, rows, idx, refuse=None):
         """Move the codebook by this rank's rows (R, C) of a batch and their codes (R,).
 
-        refuse: bool tensor (); where it is True the codebook stays as it is. Statistics that are not finite
-        never move it. Both are decided on the device. Returns the whole batch's code counts (K,).
+        Where the bool tensor `refuse` () is True, or a statistic is not finite, the codebook stays as it is.
+        Returns the whole batch's code counts (K,).
         """
         counts = self.count(idx)[:, None].to(rows.dtype)
         statistics = all_reduce(torch.cat([counts, *self.estimate_statistics(rows, idx)], 1))
@@ -114,25 +113,32 @@ class BaseQuantizer(nn.Module):
 
     def training_state(self):
         """Return what a checkpoint must hold besides the state-dict: primitives and tensors."""
-        return {}
+        return {name: getattr(self, name) for name in self.saved}
 
     def load_training_state(self, state):
         """Restore the `training_state()` of a quantizer of the same kind, after its state-dict."""
+        for name in self.saved:
+            if torch.is_tensor(state[name]):
+                getattr(self, name).copy_(state[name])
+            else:
+                setattr(self, name, state[name])
 
 
 def _after_load(quantizer, _):
     """Count a loaded codebook as filled, unless it was saved before its first batch."""
     quantizer.filled = bool(quantizer.codebook.any())
-    quantizer.has_statistics = False
+    quantizer.counted = False
 
 
 class CodebookQuantizer(BaseQuantizer):
     """A codebook that is data, not a parameter: filled from the first batch, then moved by statistics."""
 
+    saved = ("filled",)
+
     def __init__(self, nb_code, code_dim):
         super().__init__(nb_code, code_dim)
         self.filled = False
-        self.has_statistics = True  # False: the codebook was loaded without them (an upstream file)
+        self.counted = True  # False: the codebook was loaded without its statistics (an upstream file)
         self.register_buffer("codebook", torch.zeros(nb_code, code_dim))
         self.register_load_state_dict_post_hook(_after_load)  # a lambda could not be pickled
 
@@ -142,7 +148,7 @@ class CodebookQuantizer(BaseQuantizer):
         first = self.tile(all_reduce(self.first_rows(rows)), len(rows) * rank_and_world()[1])
         if torch.isfinite(first).all():  # else the next batch fills it
             self.codebook.copy_(first)
-            self.filled = self.has_statistics = True
+            self.filled = self.counted = True
 
     def reset_codebook(self):
         """Empty the codebook: the next training batch fills it again."""
@@ -165,12 +171,6 @@ class CodebookQuantizer(BaseQuantizer):
         tiled = first[:rows].repeat(-(-self.nb_code // rows), 1)[:self.nb_code]
         return tiled + torch.randn_like(tiled) * (0.01 / self.code_dim ** 0.5)
 
-    def training_state(self):
-        return {"filled": self.filled}
-
-    def load_training_state(self, state):
-        self.filled = bool(state["filled"])
-
 
 class QuantizeReset(CodebookQuantizer):
     """Replace codes unused in a batch by rows of it. Used codes never move: upstream detaches them."""
@@ -186,12 +186,13 @@ class QuantizeReset(CodebookQuantizer):
 class QuantizeEMA(CodebookQuantizer):
     """Move each code to the exponential moving average of its rows."""
 
+    saved = ("filled", "counted", "code_sum", "code_count")
     resets_dead_codes = False  # whether a code with an average count below one becomes a row of the batch
 
     def __init__(self, nb_code, code_dim, mu=0.99):
         super().__init__(nb_code, code_dim)
         self.mu = mu
-        # not in the state-dict, whose keys are upstream's: `training_state` holds them
+        # not in the state-dict, whose keys are upstream's
         self.register_buffer("code_sum", torch.zeros(nb_code, code_dim), persistent=False)
         self.register_buffer("code_count", torch.ones(nb_code), persistent=False)
 
@@ -204,7 +205,7 @@ class QuantizeEMA(CodebookQuantizer):
         """Set the statistics of a codebook loaded without, as of uniform use: no code is reset at once."""
         self.code_count.fill_(max(rows / self.nb_code, 1.0001 / self.mu))
         self.code_sum.copy_(self.codebook * self.code_count[:, None])
-        self.has_statistics = True
+        self.counted = True
 
     def estimate_statistics(self, rows, idx):
         if rows.is_cuda:  # a product adds in a fixed order there; index_add_ does not
@@ -216,7 +217,7 @@ class QuantizeEMA(CodebookQuantizer):
 
     def update_codebook(self, statistics, rows, ok):
         counts, sums = statistics[:, 0], statistics[:, 1:1 + self.code_dim]
-        if not self.has_statistics:
+        if not self.counted:
             self.init_statistics(rows)
         code_count = self.mu * self.code_count + (1 - self.mu) * counts
         code_sum = self.mu * self.code_sum + (1 - self.mu) * sums
@@ -230,17 +231,6 @@ class QuantizeEMA(CodebookQuantizer):
         self.code_sum.copy_(torch.where(ok, code_sum, self.code_sum))
         self.codebook.copy_(torch.where(ok, codebook, self.codebook))
 
-    def training_state(self):
-        # "counted" is the name that saved states have for it
-        return {**super().training_state(), "counted": self.has_statistics,
-                "code_sum": self.code_sum, "code_count": self.code_count}
-
-    def load_training_state(self, state):
-        super().load_training_state(state)
-        self.has_statistics = bool(state["counted"])
-        self.code_sum.copy_(state["code_sum"])
-        self.code_count.copy_(state["code_count"])
-
 
 class QuantizeEMAReset(QuantizeEMA):
     """EMA with dead codes replaced by rows of the batch: T2M-GPT's published choice."""
@@ -251,7 +241,6 @@ class QuantizeEMAReset(QuantizeEMA):
 class Quantizer(BaseQuantizer):
     """Learn an embedding by gradient, with the commitment weighted by beta (VQ-VAE, arXiv 1711.00937)."""
 
-    fills_from_data = False
     eps = 1e-10
 
     def __init__(self, nb_code, code_dim, beta=1.0):

@@ -13,21 +13,12 @@ class ChannelLayerNorm(nn.LayerNorm):
         return super().forward(x.transpose(-2, -1)).transpose(-2, -1)
 
 
-class BatchNorm(nn.BatchNorm1d):
-    """BatchNorm1d that refuses, in one line, to train on a single value per channel."""
-
-    def forward(self, x):
-        if self.training and x.shape[0] * x.shape[-1] == 1:
-            raise UserError("batch norm cannot train on one value per channel: use more or longer windows")
-        return super().forward(x)
-
-
 # T2M-GPT models/resnet.py: group and batch norm use eps 1e-6
 NORMS = {
     None: lambda channels: nn.Identity(),
     "LN": ChannelLayerNorm,
     "GN": lambda channels: nn.GroupNorm(32, channels, eps=1e-6),
-    "BN": lambda channels: BatchNorm(channels, eps=1e-6),
+    "BN": lambda channels: nn.BatchNorm1d(channels, eps=1e-6),
 }
 
 
@@ -49,7 +40,7 @@ class ResConv1DBlock(nn.Module):
 
 
 class Resnet1D(nn.Module):
-    """Stack residual blocks of dilations `dilation_growth_rate ** i`, by default the widest first."""
+    """Stack residual blocks of dilations `dilation_growth_rate ** i`, the widest first unless told."""
 
     def __init__(self, n_in, n_depth, dilation_growth_rate=1, reverse_dilation=True, activation="relu",
                  norm=None):
@@ -59,4 +50,7 @@ class Resnet1D(nn.Module):
         self.model = nn.Sequential(*(reversed(blocks) if reverse_dilation else blocks))
 
     def forward(self, x):
-        return self.model(x)
+        try:
+            return self.model(x)
+        except ValueError:  # torch's batch and group norm, for one value per channel
+            raise UserError("a norm met one value per channel: use longer or more clips") from None

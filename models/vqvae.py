@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 
-from models.batches import run_in_batches
+from models.batches import decode_rows, run_in_batches
 from models.encdec import Decoder, Encoder
 from models.loading import ALIASES, NET_ARGS, load_checkpoint, network_args, read_statistics
 from models.quantize_cnn import QUANTIZERS
@@ -71,9 +71,9 @@ class VQVAE_251(nn.Module):
 class HumanVQVAE(nn.Module):
     """The public network; its state-dict keys are upstream's.
 
-    `forward`, `encode` and `forward_decoder` take normalised batches. `tokenize`, `decode_joints`,
-    `reconstruct` and `play` take motion, raw features or joints, and return tensors on the CPU: of one clip,
-    of a batch, or of a list of clips of any lengths, each as if alone. Frames past the last whole code go.
+    `forward`, `encode` and `forward_decoder` take normalised batches. `tokenize`, `decode_joints` and
+    `reconstruct` take raw motion and return tensors on the CPU: of one clip, of a batch, or of a list of
+    clips of any lengths, each as if alone. Frames past the last whole code go.
 
     After `from_checkpoint`, `args` holds the network's arguments, `recipe` all that the file records,
     `iteration` its step, `mean` and `std` (D,) its statistics, and `remarks` lines on what was assumed.
@@ -104,10 +104,9 @@ class HumanVQVAE(nn.Module):
         damaged or of another network, and for a missing device; TypeError for other keywords.
         """
         names = [ALIASES.get(name, name) for name in overrides]
-        for name, ours in zip(overrides, names):
-            if ours not in NET_ARGS or names.count(ours) > 1:
-                raise TypeError(f"from_checkpoint() got an unexpected or repeated keyword argument {name!r}")
-        device, checkpoint = pick_device(device), load_checkpoint(path)
+        if not set(names) <= set(NET_ARGS) or len(set(names)) < len(names):
+            raise TypeError(f"from_checkpoint: unexpected or repeated keyword among {', '.join(overrides)}")
+        checkpoint, device = load_checkpoint(path), pick_device(device)
         args, remarks = network_args(checkpoint, path, overrides)
         try:
             net = cls.from_args(SimpleNamespace(**args))
@@ -154,7 +153,9 @@ class HumanVQVAE(nn.Module):
             if problem := normalisation_problem(clip.float().cpu(), 3, np.inf):
                 warnings.warn(f"clip {i} does not look raw: after normalising, {problem}", stacklevel=2)
                 break
-        return together(self._run(self.encode, clips))
+        batches = run_in_batches(self, lambda batch: self.encode(torch.stack([clips[i] for i in batch])),
+                                 [len(clip) for clip in clips])
+        return together(_in_order(batches, len(clips)))
 
     def decode_joints(self, codes):
         """Return joints (T, J, 3), float32, in the data set's unit, of codes (T',): 2**down_t frames a code.
@@ -162,18 +163,16 @@ class HumanVQVAE(nn.Module):
         (N, T') gives (N, T, J, 3), a list of rows gives a list. Raises UserError for what is no row of codes.
         """
         rows, together = _as_list(codes, lambda array: 1)
-        rows = [self._tensor(row) for row in rows]
-        features = self._run(self.forward_decoder, rows, 2 ** self.down_t)
-        return together([self.to_joints(each) for each in features])
+        return together([self.to_joints(each) for each in _in_order(decode_rows(self, rows), len(rows))])
 
     def reconstruct(self, motion):
         """Return `decode_joints(tokenize(motion))`: joints (T, J, 3) that start at the origin and face +z."""
         return self.decode_joints(self.tokenize(motion))
 
     def play(self, clip, **options):
-        """Return a player (visualize/player.py) of one motion or one row of codes, for a notebook to show.
+        """Return a notebook's player of one row of codes, or of a motion under its reconstruction.
 
-        A motion's reconstruction is drawn over the original, above its codes. options: of `player_html`.
+        options: of visualize/player.py.
         """
         from visualize.player import player  # slow to import, and only notebooks need it
         clip, options = _array(clip), {"unit": 2 ** self.down_t, **options}
@@ -187,9 +186,7 @@ class HumanVQVAE(nn.Module):
 
     def normalise(self, features, name="a motion"):
         """Return raw features (…, T, D) as normalised ones on the net's device, cut to whole codes."""
-        like, unit = next(self.parameters()), 2 ** self.down_t
-        mean, std = self._statistics()
-        features = _array(features)
+        unit, (mean, std), features = 2 ** self.down_t, self._statistics(), _array(features)
         if features.ndim < 2 or features.shape[-2] < unit or features.shape[-1] != self.spec.width:
             raise UserError(f"{name} has shape {features.shape}; expected features ({unit} frames or more, "
                             f"{self.spec.width}) or joints ({unit + 1} frames or more, {self.nb_joints}, 3)")
@@ -198,7 +195,7 @@ class HumanVQVAE(nn.Module):
             raise UserError(f"{name} is NaN or Inf, first in frame {np.argwhere(~finite)[0, -1]}")
         features = features[..., :features.shape[-2] // unit * unit, :]
         normalised = (features - mean) / std                   # in float64, rounded once, as in training
-        return torch.from_numpy(normalised.astype(np.float32)).to(like)
+        return torch.from_numpy(normalised.astype(np.float32)).to(next(self.parameters()))
 
     def to_joints(self, normalised):
         """Return joints (…, T, J, 3) of normalised features (…, T, D), on their device."""
@@ -212,8 +209,8 @@ class HumanVQVAE(nn.Module):
 
     def _raw(self, clip):
         """Return raw features (T, D) of one clip: itself, or what is extracted of joints (T, J, 3)."""
-        joints = clip.shape[1:] == (self.nb_joints, 3) and len(clip) > 1
-        return extract_features(clip, self.spec.name) if joints else clip
+        is_joints = clip.shape[1:] == (self.nb_joints, 3) and len(clip) > 1
+        return extract_features(clip, self.spec.name) if is_joints else clip
 
     def _tensor(self, value):
         """Return a tensor on the net's device of a tensor, an array or nested lists of real numbers."""
@@ -232,21 +229,13 @@ class HumanVQVAE(nn.Module):
             raise UserError(f"shape {tuple(x.shape)}; expected (N, T, {self.spec.width}), T at least {least}")
         return x
 
-    def _run(self, function, rows, frames=1):
-        """Return function's results for rows of any lengths, in their order, on the CPU."""
-        results = [None] * len(rows)
-        for batch, output in run_in_batches(self, function, rows, frames=frames):
-            for i, row in zip(batch, output):
-                results[i] = torch.from_numpy(row)
-        return results
-
     def extra_repr(self):
-        spec, unit = self.spec, 2 ** self.down_t
-        filled = "" if self.vqvae.quantizer.filled else ", not filled yet"
+        quantizer = self.vqvae.quantizer
         kind = "not set" if self.std is None else f"{describe_statistics(np.asarray(self.std))} variant"
         return "\n".join([
-            f"{spec.name}: {spec.joints} joints, {spec.width} features a frame, {spec.fps:g} frames/s",
-            f"{self.vqvae.quant}: {self.nb_code} codes of {unit} frames, width {self.vqvae.code_dim}{filled}",
+            f"{self.spec.name}: {self.nb_joints} joints, {self.spec.width} features a frame",
+            f"{self.vqvae.quant}: {self.nb_code} codes of {2 ** self.down_t} frames, "
+            f"width {quantizer.code_dim}{'' if quantizer.filled else ', not filled yet'}",
             f"iteration: {self.iteration}; mean and std: {kind}", *self.remarks])
 
 
@@ -270,6 +259,12 @@ def _as_list(value, axes):
     return list(array), torch.stack
 
 
+def _in_order(batches, count):
+    """Return the `count` results of batches (positions, array), in order, as tensors."""
+    results = {i: torch.from_numpy(row) for batch, output in batches for i, row in zip(batch, output)}
+    return [results[i] for i in range(count)]
+
+
 def load_net(net, checkpoint, path="checkpoint"):
     """Load weights, codebook statistics, mean, std and iteration of a loaded checkpoint, all or nothing.
 
@@ -282,13 +277,13 @@ def load_net(net, checkpoint, path="checkpoint"):
     if wrong:
         raise UserError(f"{path}: of another network in {len(wrong)} tensors: {wrong[0]}")
     mean, std = read_statistics(checkpoint, net.spec.width, path)
-    quantizer, training = net.vqvae.quantizer, checkpoint.get("quantizer") or {}
-    for name, value in quantizer.training_state().items() if training else ():
-        found = training.get(name) if isinstance(training, dict) else None
+    quantizer, saved = net.vqvae.quantizer, checkpoint.get("quantizer")
+    for name, value in quantizer.training_state().items() if saved else ():
+        found = saved.get(name) if isinstance(saved, dict) else None
         alike = type(found) is type(value) and np.shape(found) == np.shape(value)
         if not alike or not bool(torch.isfinite(torch.as_tensor(found)).all()):
             raise UserError(f"{path}: {name} of its quantizer is missing, of another shape, NaN or Inf")
     net.load_state_dict(state)
-    if training:
-        quantizer.load_training_state(training)
+    if saved:
+        quantizer.load_training_state(saved)
     net.mean, net.std, net.iteration = mean, std, checkpoint.get("iter")

@@ -250,13 +250,13 @@ def test_wrong_features_and_codes_are_refused_in_our_words():
             net.forward_decoder(wrong)
 
 
-@pytest.mark.parametrize("norm", ["BN", "LN"])
-def test_one_value_per_channel_in_training(norm):
+@pytest.mark.parametrize(("norm", "refused"), [("BN", True), ("GN", True), ("LN", False), (None, False)])
+def test_one_value_per_channel_in_training(norm, refused):
     net = small(norm=norm)
-    if norm == "BN":
-        with pytest.raises(UserError, match="batch norm cannot train on one value per channel"):
+    if refused:
+        with pytest.raises(UserError, match="one value per channel"):
             net(torch.randn(1, 4, 263))
-    assert net(torch.randn(2 if norm == "BN" else 1, 4, 263))
+    assert net(torch.randn(1, 8 if refused else 4, 263))
 
 
 # raw motion in, codes and joints out

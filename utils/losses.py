@@ -2,6 +2,8 @@
 import torch.nn as nn
 import torch.nn.functional as F
 
+from utils.motion_spec import SPECS
+
 LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss, "l1_smooth": F.smooth_l1_loss}
 
 
@@ -16,10 +18,8 @@ class ReConsLoss(nn.Module):
     def __init__(self, recons_loss, nb_joints, vel_slice="positions"):
         super().__init__()
         self.loss = LOSSES[recons_loss]
-        self.motion_dim = 12 * nb_joints - 1
-        positions = slice(4, 4 + 3 * (nb_joints - 1))
-        velocities = slice(4 + 9 * (nb_joints - 1), 4 + 9 * (nb_joints - 1) + 3 * nb_joints)
-        self.vel = {"positions": positions, "velocities": velocities}[vel_slice]
+        spec = next(spec for spec in SPECS.values() if spec.joints == nb_joints)
+        self.motion_dim, self.vel = spec.width, spec.slices[vel_slice]
 
     def forward(self, motion_pred, motion_gt):
         """Return the mean loss () over all features of (…, D) and (…, D)."""
