@@ -18,9 +18,6 @@ from options.common import (
 )
 
 RATIO = 2  # each of the --down-t steps halves the frame rate
-# what makes a network, in the order of HumanVQVAE's constructor: every checkpoint records it
-NETWORK = ("dataname", "quantizer", "mu", "beta", "nb_code", "code_dim", "output_emb_width", "down_t",
-           "stride_t", "width", "depth", "dilation_growth_rate", "vq_act", "vq_norm")
 DEAD_FLAGS = {  # upstream's flags that nothing reads
     "--results-dir": "pictures go to TensorBoard and the run folder (--nb-vis)",
     "--visual-name": "pictures go to TensorBoard and the run folder (--nb-vis)",
@@ -37,7 +34,7 @@ class DeadFlag(argparse.Action):
 
 
 def add_network_flags(parser):
-    """Add the flags of NETWORK but --dataname."""
+    """Add the flags that make a network, but --dataname."""
     add = parser.add_argument_group("network").add_argument
     add("--code-dim", type=COUNT, default=512, help="channels of a code")
     add("--nb-code", type=COUNT, default=512, help="number of codes")
@@ -113,7 +110,7 @@ def add_run_flags(parser):
 
 
 class Arguments(argparse.Namespace):
-    """The flags of a run. `given`, not one of them, names the network flags on the command line."""
+    """The flags of a run. `given`, not one of them, names those that the command line sets."""
 
     __slots__ = ("given",)
 
@@ -133,7 +130,7 @@ def get_args_parser(argv=None):
         parser.add_argument(flag, action=DeadFlag, nargs="?", default=argparse.SUPPRESS,
                             help=argparse.SUPPRESS)
     args = parser.parse_args(argv, Arguments())
-    args.given = given_flags(parser, argv, NETWORK)
+    args.given = given_flags(parser, argv, vars(args))
     parser.refuse(*network_problems(args), *training_problems(args))
     return args
 

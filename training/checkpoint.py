@@ -3,9 +3,8 @@ import os
 
 import torch
 
-from models.loading import load_checkpoint
+from models.loading import NET_ARGS, load_checkpoint
 from models.vqvae import HumanVQVAE, load_net
-from options.option_vq import NETWORK
 from utils.errors import UserError
 from utils.files import atomic_write
 
@@ -97,7 +96,8 @@ def starting_network(args, state, log):
         return net
     if not args.resume_pth:
         return HumanVQVAE.from_args(args)
-    net = HumanVQVAE.from_checkpoint(args.resume_pth, **{name: getattr(args, name) for name in args.given})
+    given = {name: getattr(args, name) for name in NET_ARGS if name in args.given}
+    net = HumanVQVAE.from_checkpoint(args.resume_pth, **given)
     adopt_network(args, net.args, args.resume_pth)
     for remark in net.remarks:
         log.warning(f"{args.resume_pth}: {remark}")
@@ -107,7 +107,7 @@ def starting_network(args, state, log):
 
 def adopt_network(args, recorded, source):
     """Set the network's arguments to the recorded ones. Raises UserError for a given flag that differs."""
-    for name in NETWORK:
+    for name in NET_ARGS:
         given, value = getattr(args, name), recorded.get(name, getattr(args, name))
         if name in args.given and value != given:
             raise UserError(f"--{name.replace('_', '-')} {given} contradicts {source}: {value}; leave it out")
