@@ -74,6 +74,7 @@ def main(args):
     device = pick_device(args.device)
     set_precision(device, args.tf32)
     with open_run(args, silent=rank > 0) as run:
+        warn_of_precision(args, device, run.log)
         return train(args, run, device, rank, world)
 
 
@@ -91,7 +92,6 @@ def train(args, run, device, rank, world):
     net.to(device, dtype).train()
 
     # -------- optimizer, and the rest of a saved state
-    warn_of_precision(args, device, run.log)
     objective = build_objective(net, args, compiled=args.compile and compiles(device, run.log))
     optimizer = torch.optim.AdamW(net.parameters(), lr=args.lr, betas=(0.9, 0.99),
                                   weight_decay=args.weight_decay, fused=True)
@@ -107,12 +107,11 @@ def train(args, run, device, rank, world):
 
     # -------- loop, warm-up included
     batches = feed.batches_on(device, start, rank, world, args.grad_accum)
-    with Signals() as signals, progress_bar(start, last, rank) as bar:
-        for step in range(start + 1, last + 1):
+    with Signals() as signals:
+        for step in progress_bar(start, last, rank):
             rate = set_learning_rate(optimizer, step, args)
             parts = [x.to(dtype) for x in next(batches)]
             meter.add(step, train_step(objective, net, optimizer, scaler, parts))
-            bar.update()
 
             # once in a while: look at the numbers, the only place that waits for the device
             stop, final, trained = signals.received(), step == last, step - warm_up
@@ -132,7 +131,7 @@ def train(args, run, device, rank, world):
                 run.save_network("net_last.pth", net, step, best)
             if saves:
                 run.save_state(net, step, best, optimizer, scaler, meter, clips.content)
-            if stop:
+            if stop and not final:
                 name = signal.Signals(stop).name
                 run.log.info(f"Stopped by {name} after step {step}; go on with --resume auto.")
                 return 128 + stop
@@ -142,8 +141,9 @@ def train(args, run, device, rank, world):
 
 
 def progress_bar(start, last, rank):
-    """Return the progress bar of the run; only rank 0 shows one, and only on a terminal."""
-    return tqdm(total=last, initial=start, unit="it", dynamic_ncols=True, disable=None if rank == 0 else True)
+    """Return the steps start + 1 … last; on a terminal, rank 0 shows a progress bar."""
+    return tqdm(range(start + 1, last + 1), total=last, initial=start, unit="it", dynamic_ncols=True,
+                disable=None if rank == 0 else True)
 
 
 def warn_of_precision(args, device, log):
