@@ -32,9 +32,8 @@ def nearest_rotation(h):
     """
     rotation = h
     for _ in range(6):
-        a, b, c = rotation.unbind(-2)
-        cofactors = torch.stack([torch.linalg.cross(*axes) for axes in ((b, c), (c, a), (a, b))], -2)
-        det = (a * cofactors[..., 0, :]).sum(-1)[..., None, None]
+        cofactors = torch.linalg.cross(rotation.roll(-1, -2), rotation.roll(-2, -2))
+        det = (rotation * cofactors).sum((-1, -2), keepdim=True) / 3
         scale = det.abs() ** (-1 / 3)
         rotation = (scale * rotation + cofactors / (scale * det)) / 2  # cofactors / det: transposed inverse
     error = (rotation @ rotation.mT - torch.eye(3, dtype=h.dtype, device=h.device)).abs().amax((-1, -2))
