@@ -44,7 +44,7 @@ import numpy as np
 
 from dataset.dataset_TM_eval import draw, load_captioned, verbs_of_clips
 from dataset.motion_folder import find_data, load_split
-from evaluation.evaluate import METRICS, break_down, evaluate_clips
+from evaluation.evaluate import METRICS, break_down, describe_skipped, evaluate_clips
 from evaluation.text import evaluate_text
 from models.evaluator_wrapper import find_missing, load_extractors
 from models.vqvae import HumanVQVAE
@@ -134,8 +134,7 @@ def report(content):
         lines.append("extractors: {repetitions} × {text_clips} captioned clips in batches of 32, "
                      "diversity over {diversity_pairs} pairs")
     lines = [line.format(**content, **content["metrics"]) for line in lines]
-    lines += [f"skipped {len(names)} ({reason}): {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
-              for reason, names in content["skipped"].items()]
+    lines += describe_skipped(content["skipped"])
     return "\n  ".join([*lines, *content["remarks"]])
 
 

@@ -51,7 +51,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dataset.motion_folder import find_data, load_split
-from evaluation.evaluate import select_clips
+from evaluation.evaluate import describe_skipped, select_clips
 from evaluation.metrics import code_perplexity
 from export.clips import plan_outputs, write_motion
 from export.tokens import check_output, read_tokens, rows_of, weights_sha256, write_tokens
@@ -90,8 +90,7 @@ def tokenize(net, args):
             if names:
                 skipped[reason] = list(dict.fromkeys([*skipped.get(reason, []), *names]))
         remarks += [clips.warning] if clips.warning else []
-    remarks += [f"skipped {len(names)} ({reason}): {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
-                for reason, names in skipped.items()]
+    remarks += describe_skipped(skipped)
     if not codes:
         raise UserError(f"{root}: no clip to tokenize in {', '.join(splits)}; {remarks[-1][:80]}")
     counts = np.bincount(np.concatenate(list(codes.values())), minlength=net.nb_code)

@@ -59,6 +59,12 @@ def select_clips(clips, spec, unit=UNIT_LENGTH, min_frames=None, max_frames=MAX_
     return index, clips.offsets[index], lengths[index] // unit * unit, skipped
 
 
+def describe_skipped(skipped):
+    """Return a line for each reason of {reason: clip names}, with the first five names."""
+    return [f"skipped {len(names)} ({reason}): {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
+            for reason, names in skipped.items()]
+
+
 def evaluate_clips(net, clips, full=False, loss="l1_smooth", batch_frames=BATCH_FRAMES):
     """Return a split's reconstruction metrics, {name: number}. Each rank takes a share of the batches.
 
