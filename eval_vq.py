@@ -1,7 +1,8 @@
 """Evaluate checkpoints of the motion VQ-VAE on a split.
 
     python eval_vq.py output/VQVAE/net_last.pth --split test
-    python eval_vq.py output/*/net_last.pth --markdown  # one table, the best marked
+    python eval_vq.py output/* --markdown               # one table, the best marked
+    python eval_vq.py output/residual --by-layer        # decoded from 1, 2, … layers of residual codes
 
 Prints a table and writes eval_SPLIT.json beside each checkpoint. docs/evaluation.md defines each number.
 Exit codes: 0 done, 2 a mistake in the input.
@@ -22,7 +23,9 @@ def parse_args(argv=None):
     add("--repeat", type=common.COUNT, default=1,
         help="repetitions of the random draws with the extractors; published tables use 20")
     add("--seed", type=common.SEED, default=123, help="random seed of these draws")
-    add("--breakdown", action="store_true", help="add errors of each joint and caption verb to the JSON")
+    add("--breakdown", action="store_true", help="add the errors of each joint to the JSON")
+    add("--by-layer", action="store_true",
+        help="also decode residual codes from their first 1, 2, … layers alone, one line each")
     add("--markdown", action="store_true", help="print the table as Markdown")
     add("--out-json", metavar="FILE", default=None,
         help="where to write the numbers; None: eval_SPLIT.json beside each checkpoint")
@@ -38,13 +41,14 @@ if __name__ == "__main__":  # before the slow imports: --help and refusals are i
 import math
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from dataset.dataset_TM_eval import draw, load_captioned, verbs_of_clips
+from dataset.dataset_TM_eval import draw, load_captioned
 from dataset.motion_folder import find_data, load_split
-from evaluation.evaluate import METRICS, break_down, describe_skipped, evaluate_clips
+from evaluation.evaluate import METRICS, describe_skipped, evaluate_clips
 from evaluation.text import evaluate_text
 from models.evaluator_wrapper import find_missing, load_extractors
 from models.vqvae import HumanVQVAE
@@ -53,6 +57,8 @@ from utils.errors import UserError, exit_cleanly
 from utils.files import write_json
 from utils.motion_process import describe_statistics
 
+BY_LAYER = ("mpjpe", "mpjpe_global", "recons", "codes_used", "perplexity", "bits_per_second")
+
 
 def evaluate(path, args, loaded):
     """Evaluate one checkpoint. Returns the content of its JSON; loaded: extractors in use, {data set: …}."""
@@ -60,8 +66,9 @@ def evaluate(path, args, loaded):
     spec, root, remarks = find_data(path, net, args)
     clips = load_split(root, args.split, spec, net.mean, net.std, args.skip_bad_clips, not args.no_cache)
     batch_frames, loss = args.batch_size * 128, net.recipe.get("recons_loss", "l1_smooth")
-    result = evaluate_clips(net, clips, full=True, loss=loss, batch_frames=batch_frames)
-    joints, per_clip, skipped, _ = (result.pop(name) for name in ("joints", "per_clip", "skipped", "counts"))
+    measure = partial(evaluate_clips, net, clips, True, loss, batch_frames)
+    result, layers = measure(), net.vqvae.quantizer.num_layers
+    joints, skipped, *_ = (result.pop(name) for name in ("joints", "skipped", "counts", "per_clip"))
     if clips.bad:
         skipped["cannot be used"] = clips.bad
     if spec.name not in loaded:
@@ -81,12 +88,16 @@ def evaluate(path, args, loaded):
     remarks = [*net.remarks, *remarks, *([clips.warning] if clips.warning else [])]
     content = dict(
         checkpoint=str(path), iteration=net.iteration, warm_up=max(net.recipe.get("warm_up_iter", 0) - 1, 0),
-        dataname=spec.name, quantizer=net.vqvae.quant, nb_code=net.nb_code, split=args.split,
+        dataname=spec.name, quantizer=net.vqvae.quant, layers=layers, nb_code=net.nb_code, split=args.split,
         data_root=str(root), statistics=describe_statistics(net.std), clips=result.pop("clips"),
         frames=result.pop("frames"), skipped=skipped, remarks=remarks, missing=missing, metrics=result)
     if args.breakdown:
         content["joints"] = {name: dict(mpjpe=a, mpjpe_global=g) for name, (a, g) in joints.items()}
-        content["verbs"] = break_down(per_clip, verbs_of_clips(per_clip, Path(root, "texts")))
+    if args.by_layer:
+        if layers == 1:
+            raise UserError(f"{path}: {net.vqvae.quant} has a single layer; --by-layer needs residual codes")
+        parts = [*(measure(layers=q) for q in range(1, layers)), result]
+        content["by_layer"] = {q + 1: {name: part[name] for name in BY_LAYER} for q, part in enumerate(parts)}
     return content
 
 
@@ -126,9 +137,17 @@ def results_table(contents, markdown):
     return format_table(rows, markdown)
 
 
+def layers_table(by_layer, markdown):
+    """Return a line for each number of layers decoded, of {number of layers: {metric: value}}."""
+    rows = [["layers", *(METRICS[name].heading for name in BY_LAYER)]]
+    rows += [[str(layers), *(show(values, name) for name in BY_LAYER)] for layers, values in by_layer.items()]
+    return format_table(rows, markdown)
+
+
 def report(content):
     """Return what a checkpoint's numbers are numbers of."""
-    lines = ["{checkpoint}: {quantizer}, {nb_code} codes, iteration {iteration} ({warm_up} of warm-up)",
+    lines = ["{checkpoint}: {quantizer}, {layers} × {nb_code} codes, "
+             "iteration {iteration} ({warm_up} of warm-up)",
              "{dataname} {split} in {data_root}: {clips} clips, {frames} frames; {statistics} mean and std"]
     if "fid" in content["metrics"]:
         lines.append("extractors: {repetitions} × {text_clips} captioned clips in batches of 32, "
@@ -145,6 +164,8 @@ def main(args):
     for path in args.checkpoints:
         contents.append(evaluate(path, args, loaded))
         print(report(contents[-1]), flush=True)
+        if args.by_layer:
+            print(f"\n{layers_table(contents[-1]['by_layer'], args.markdown)}\n", flush=True)
         folder = path if os.path.isdir(path) else os.path.dirname(path)
         target = args.out_json or os.path.join(folder, f"eval_{args.split}.json")
         same = files.setdefault(target, [])  # checkpoints of one folder share its file, as a list

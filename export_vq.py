@@ -3,6 +3,7 @@
     python export_vq.py output/VQVAE/net_last.pth --out model           # model.safetensors and config.json
     python export_vq.py output/VQVAE/net_last.pth --out model --onnx    # and encoder.onnx, decoder.onnx
     python export_vq.py model --to-pth net.pth                          # back, which upstream loads too
+    python export_vq.py output/residual --to-momask checkpoints/t2m/rvq # what MoMask's second stage loads
     python export_vq.py --clips dataset/mine/new_joint_vecs/000001.npy --to bvh --out animation
 
 docs/export.md describes the files. Exit codes: 0 done, 2 a mistake in the input.
@@ -18,6 +19,8 @@ def parse_args(argv=None):
     add("--out", metavar="DIR", default=None, help="folder to write")
     add("--onnx", action="store_true", help="also write encoder.onnx and decoder.onnx")
     add("--to-pth", metavar="FILE", default=None, help="write one file that upstream loads instead")
+    add("--to-momask", metavar="DIR", default=None,
+        help="write a residual network as MoMask's own files: opt.txt, model/ and meta/")
     add("--meta-dir", metavar="DIR", default=None,
         help="folder of mean.npy and std.npy for a checkpoint without, as upstream's")
     add = parser.add_argument_group("clips").add_argument
@@ -27,14 +30,15 @@ def parse_args(argv=None):
         help="what to write of each clip: an array, a moving picture, or an animation")
     add("--overwrite", action="store_true", help="replace files that are there already")
     args = parser.parse_args(argv)
-    args.checkpoints, pth = common.given_checkpoints(args), args.to_pth
+    args.checkpoints, targets = common.given_checkpoints(args), [args.out, args.to_pth, args.to_momask]
     parser.refuse(
         (len(args.checkpoints) + bool(args.clips) != 1, "give one checkpoint, or clips (--clips PATH …)"),
-        (args.clips and (args.onnx or pth or args.meta_dir),
-         "--onnx, --to-pth and --meta-dir need a checkpoint"),
+        (args.clips and (args.onnx or any(targets[1:]) or args.meta_dir),
+         "--onnx, --to-pth, --to-momask and --meta-dir need a checkpoint"),
         (bool(args.clips) != bool(args.to), "--clips and --to bvh, joints or gif come together"),
-        (pth and args.onnx, "--to-pth writes one file: give --onnx with --out"),
-        (bool(args.out) == bool(pth), "name what to write: --out DIR or, for a checkpoint, --to-pth FILE"))
+        (args.onnx and not args.out, "--onnx writes into a folder: give --out"),
+        (sum(map(bool, targets)) != 1,
+         "name what to write: --out DIR or, for a checkpoint, --to-pth FILE or --to-momask DIR"))
     return args
 
 
@@ -51,6 +55,7 @@ from tqdm import tqdm
 from dataset.motion_folder import find_statistics
 from export.clips import find_arrays, plan_outputs, read_motion, require_folder, write_motion
 from export.hub import save_pair
+from export.momask import save_momask
 from export.onnx import check_onnx, write_onnx
 from models.vqvae import HumanVQVAE
 from utils.errors import UserError, exit_cleanly
@@ -113,6 +118,10 @@ def main(args):
     net, checkpoint = read_checkpoint(args)
     if args.out:
         export_model(net, checkpoint, args)
+        return 0
+    if args.to_momask:
+        save_momask(args.to_momask, net)
+        print(f"wrote opt.txt, model/ and meta/ to {args.to_momask}, iteration {net.iteration}")
         return 0
     with atomic_write(args.to_pth) as file:
         torch.save({key: value for key, value in checkpoint.items() if value is not None}, file)

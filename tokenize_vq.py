@@ -24,6 +24,8 @@ def parse_args(argv=None):
         help="leave out shorter clips; T2M-GPT takes 40 for t2m, 24 for kit")
     add("--max-frames", type=common.COUNT, default=None,
         help="leave out clips of that many frames or more; T2M-GPT takes 200")
+    add("--layers", type=common.COUNT, default=None,
+        help="write the first layers of residual codes; None: all; 1: what T2M-GPT's second stage reads")
     add = parser.add_argument_group("motion").add_argument
     add("--decode", metavar="PATH", default=None,
         help="decode instead: a folder of codes, a folder of .npy rows, or one such file")
@@ -36,6 +38,7 @@ def parse_args(argv=None):
         (len(args.checkpoints) != 1, "give one checkpoint: python tokenize_vq.py CHECKPOINT --out DIR"),
         (args.decode and not args.to, "name what to decode to: --to features, joints, gif or bvh"),
         (args.to and not args.decode, "--to acts only with --decode"),
+        (args.layers and args.decode, "--layers acts only on codes that are written, not with --decode"),
         (high and high <= low, f"--max-frames {high} leaves no clip of --min-frames {low}"))
     return args
 
@@ -65,16 +68,19 @@ progress = partial(tqdm, unit="batch", dynamic_ncols=True, disable=None)
 
 
 def describe(net, path):
-    """Return what the manifest says of the network."""
+    """Return what the manifest says of the network and the layers of its codes."""
     return dict(checkpoint=Path(path).resolve().name, weights_sha256=weights_sha256(net.state_dict()),
                 iteration=net.iteration, dataname=net.spec.name, fps=net.spec.fps,
                 unit_length=2 ** net.down_t, quantizer=net.vqvae.quant, nb_code=net.nb_code,
+                layers=net.vqvae.quantizer.num_layers,
                 code_dim=net.vqvae.code_dim, end_token=net.nb_code, pad_token=net.nb_code + 1)
 
 
 def tokenize(net, args):
     """Encode the clips of the splits, each once, and write their codes."""
     path, unit, codes, skipped = args.checkpoints[0], 2 ** net.down_t, {}, {}
+    if (layers := args.layers or net.vqvae.quantizer.num_layers) > net.vqvae.quantizer.num_layers:
+        raise UserError(f"{path}: has {net.vqvae.quantizer.num_layers} layers of codes, not {layers}")
     spec, root, remarks = find_data(path, net, args)
     there = [name for name in ("all", "train", "val", "test") if Path(root, f"{name}.txt").is_file()]
     splits = args.split or (["all"] if "all" in there or not there else there)
@@ -85,7 +91,8 @@ def tokenize(net, args):
         codes.update(dict.fromkeys(names))  # in the order of the split
         batches = encode_clips(net, clips, index, starts, lengths, args.batch_size * 128)
         for batch, rows in progress(batches, desc=f"encode {split}"):
-            codes.update(zip((names[i] for i in batch), rows))
+            kept = rows if rows.ndim == 2 else rows[..., 0] if layers == 1 else rows[..., :layers]
+            codes.update(zip((names[i] for i in batch), kept))
         for reason, names in {**left_out, "cannot be used": clips.bad}.items():
             if names:
                 skipped[reason] = list(dict.fromkeys([*skipped.get(reason, []), *names]))
@@ -93,28 +100,36 @@ def tokenize(net, args):
     remarks += describe_skipped(skipped)
     if not codes:
         raise UserError(f"{root}: no clip to tokenize in {', '.join(splits)}; {remarks[-1][:80]}")
-    counts = np.bincount(np.concatenate(list(codes.values())), minlength=net.nb_code)
-    total, used, perplexity = int(counts.sum()), int((counts > 0).sum()), code_perplexity(counts)
+    every = np.concatenate(list(codes.values())).reshape(-1, layers)
+    counts = np.stack([np.bincount(column, minlength=net.nb_code) for column in every.T])
+    total, used = every.size, int((counts > 0).sum())
+    perplexity = float(np.mean([code_perplexity(row) for row in counts]))
     write_tokens(args.out, codes, dict(
-        describe(net, path), statistics=describe_statistics(net.std), splits=splits, clips=len(codes),
-        frames=total * unit, codes=total, codes_used=used, perplexity=perplexity, skipped=skipped))
-    print(f"{path}: {net.vqvae.quant}, {net.nb_code} codes, one for {unit} frames at {spec.fps:g} frames/s",
+        describe(net, path), layers=layers, statistics=describe_statistics(net.std), splits=splits,
+        clips=len(codes), frames=len(every) * unit, codes=total, codes_used=used, perplexity=perplexity,
+        skipped=skipped))
+    print(f"{path}: {net.vqvae.quant}, {layers} × {net.nb_code} codes, one for {unit} frames "
+          f"at {spec.fps:g} frames/s",
           f"{spec.name} {' + '.join(splits)} in {root}: {len(codes)} clips", *net.remarks, *remarks,
-          f"{total:,} codes, {used} of {net.nb_code} used, perplexity {perplexity:.1f}",
+          f"{total:,} codes, {used} of {counts.size} used, perplexity {perplexity:.1f}",
           f"wrote {len(codes)} files and manifest.json to {args.out}", sep="\n  ")
 
 
 def read_rows(net, args):
-    """Read rows of codes of this network: ({name: (T',)}, {name: its file})."""
+    """Read rows of codes of this network: ({name: (T',), residual (T', q)}, {name: its file})."""
     arrays, files, manifest = read_tokens(args.decode)
     here, rows, sources = describe(net, args.checkpoints[0]), {}, {}
+    most = here["layers"]
     for name in ("dataname", "nb_code", "unit_length", "weights_sha256"):
         if manifest and manifest.get(name) != here[name]:
             other = f"{manifest.get('checkpoint')} at iteration {manifest.get('iteration')}"
             raise UserError(f"{args.decode}: codes of {other}, which has another {name}; decode with it")
     for name, array in arrays.items():
-        found = rows_of(array, net.nb_code, files[name], (manifest or {}).get("rows", 1))
+        coarse = array.ndim < 2 or (len(array) == 1 and array.shape[1] > most)
+        layers = (manifest or {}).get("layers", 1 if coarse else most)
+        found = rows_of(array, net.nb_code, files[name], (manifest or {}).get("rows", 1), layers)
         for i, row in enumerate(found):
+            row = row[:, None] if row.ndim < net.vqvae.quantizer.clip_axes else row
             clip = name if len(found) == 1 else f"{name}_{i}"
             if clip in rows:
                 raise UserError(f"{args.decode}: two rows would be called {clip}; rename one of the files")

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from dataset.dataset_VQ import WindowFeed
 from dataset.motion_folder import find_clips, find_statistics, load_split
+from training.average import WeightAverage
 from training.checkpoint import check_state, restore, starting_network
 from training.distributed import Signals, check_ranks, from_rank_zero, rank_zero_first, start_ranks
 from training.meter import Meter
@@ -96,13 +97,14 @@ def train(args, run, device, rank, world):
     optimizer = torch.optim.AdamW(net.parameters(), lr=args.lr, betas=(0.9, 0.99),
                                   weight_decay=args.weight_decay, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
-    meter, start, best = Meter(args.nb_code, device), 0, {}
+    meter, start, best = Meter(net.vqvae.quantizer, device), 0, {}
+    average = WeightAverage(net, args.ema_weights)
     warm_up = warm_up_steps(args)
     last = warm_up + args.total_iter
     if state:
         check_state(state, last, clips, run.log)
-        start, best = restore(state, optimizer, scaler, meter)
-    run.start(net, val, start, state["usage"] if state else ())
+        start, best = restore(state, optimizer, scaler, meter, average)
+    run.start(net, average, val, start, state["usage"] if state else ())
     run.log.info(describe(net, args, device, world, start, last))
 
     # -------- loop, warm-up included
@@ -112,6 +114,7 @@ def train(args, run, device, rank, world):
             rate = set_learning_rate(optimizer, step, args)
             parts = [x.to(dtype) for x in next(batches)]
             meter.add(step, train_step(objective, net, optimizer, scaler, parts))
+            average.update(step)
 
             # once in a while: look at the numbers, the only place that waits for the device
             stop, final, trained = signals.received(), step == last, step - warm_up
@@ -124,18 +127,20 @@ def train(args, run, device, rank, world):
             if prints:
                 run.report(step, rate, meter.read())
             if validates and val:
-                result = validate(net, val, step, args)
-                run.report_validation(step, result)
-                run.save_best(net, best_scores(result), best, step)
+                with average.applied():
+                    result = validate(net, val, step, args)
+                    run.report_validation(step, result)
+                run.save_best(best_scores(result), best, step)
             if validates:
-                run.save_network("net_last.pth", net, step, best)
+                run.save_network("net_last.pth", step, best)
             if saves:
-                run.save_state(net, step, best, optimizer, scaler, meter, clips.content)
+                run.save_state(step, best, optimizer, scaler, meter, clips.content)
             if stop and not final:
                 name = signal.Signals(stop).name
                 run.log.info(f"Stopped by {name} after step {step}; go on with --resume auto.")
                 return 128 + stop
-    run.finish()
+    with average.applied():
+        run.finish()
     run.log.info(f"Done: {last} steps; weights in {run.path}/net_last.pth.")
     return 0
 
@@ -156,8 +161,10 @@ def describe(net, args, device, world, start, last):
     """Return a line on the network, the device and the steps to do."""
     size = sum(p.numel() for p in net.parameters()) / 1e6
     where = f"{world} ranks on {device}" if world > 1 else device
-    return (f"{args.quantizer} codebook of {args.nb_code} × {args.code_dim}, {size:.2f} M parameters, "
-            f"{where}, steps {start + 1} to {last} ({warm_up_steps(args)} of warm-up)")
+    layers = f"{args.num_quantizers} layers, " if args.quantizer == "residual" else ""
+    return (f"{args.quantizer}, {layers}{args.nb_code} codes of width {args.code_dim}, "
+            f"{size:.2f} M parameters, {where}, "
+            f"steps {start + 1} to {last} ({warm_up_steps(args)} of warm-up)")
 
 
 def describe_bad_step(step, clips, feed):

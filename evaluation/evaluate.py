@@ -30,9 +30,10 @@ METRICS = {  # per: what the number is a mean over. The real motion's number is 
     "slide": Metric("foot slide mm/frame", 2, LESS, "contact"),
     "penetration": Metric("penetration mm", 2, LESS, "frame"),
     "kinetic_frechet": Metric("kinetic Fréchet (no extractor)", 3, LESS),
-    "codes_used": Metric("codes used", 0, MORE),
-    "dead_codes": Metric("dead codes", 0, LESS),
+    "codes_used": Metric("codes used", 0, NEITHER),
+    "dead_codes": Metric("dead codes", 0, NEITHER),
     "perplexity": Metric("perplexity", 1, MORE),
+    "tokens_per_second": Metric("tokens/s", 1, NEITHER),
     "bits_per_second": Metric("bits/s", 1, NEITHER),
     "entropy_bits_per_second": Metric("bits/s, entropy", 1, NEITHER),
     "fid": Metric("FID", 4, LESS),  # from here on: with the extractors, evaluation/text.py
@@ -65,12 +66,13 @@ def describe_skipped(skipped):
             for reason, names in skipped.items()]
 
 
-def evaluate_clips(net, clips, full=False, loss="l1_smooth", batch_frames=BATCH_FRAMES):
+def evaluate_clips(net, clips, full=False, loss="l1_smooth", batch_frames=BATCH_FRAMES, layers=None):
     """Return a split's reconstruction metrics, {name: number}. Each rank takes a share of the batches.
 
     net: HumanVQVAE with mean and std. clips: of `load_split`, normalised with them. loss: l1, l2, l1_smooth.
     full: all of METRICS but the extractors'; else recons, mpjpe, mpjpe_global, codes_used and perplexity.
-    The result also holds `clips`, `frames`, `skipped` {reason: names}, `counts` (K uses of each code),
+    layers: how many layers of residual codes to decode and count, None: all.
+    The result also holds `clips`, `frames`, `skipped` {reason: names}, `counts` (Q, K) uses of each code,
     `joints` {joint: (root-aligned, global) mm} and `per_clip` {clip: {metric: number}}.
     Raises UserError where no clip can be taken, or a clip or its reconstruction is not finite.
     """
@@ -82,17 +84,18 @@ def evaluate_clips(net, clips, full=False, loss="l1_smooth", batch_frames=BATCH_
     still = torch.zeros(1, UNIT_LENGTH, spec.width)  # shows the shape of each sum
     sums = {name: torch.zeros(len(index), *rows.shape[1:], dtype=torch.float64)
             for name, rows in _sum_clips(net, still, still, loss, full).items()}
-    counts = torch.zeros(net.nb_code, dtype=torch.float64)
+    quantizer = net.vqvae.quantizer
+    counts = torch.zeros(quantizer.num_layers, net.nb_code, dtype=torch.float64)
     with evaluating(net):
         for batch in equal_length_batches(lengths, batch_frames)[rank::world]:
-            x, out, codes = forward_clips(net, clips, index[batch], starts[batch], lengths[batch[0]])
+            x, out, codes = forward_clips(net, clips, index[batch], starts[batch], lengths[batch[0]], layers)
             for name, rows in _sum_clips(net, x, out, loss, full).items():
                 sums[name][batch] = rows.cpu().double()
-            counts += torch.bincount(codes.flatten(), minlength=net.nb_code).cpu()
+            counts += quantizer.count(codes.flatten(0, 1)).cpu()
     for tensor in (*sums.values(), counts):
         all_reduce(tensor)
     sums = {name: rows.numpy() for name, rows in sums.items()}
-    result = _means(sums, lengths, counts.numpy(), spec.fps / unit, full)
+    result = _means(sums, lengths, counts.numpy()[:layers], spec.fps / unit, full)
     result.update(clips=len(index), frames=int(lengths.sum()), skipped=skipped, counts=counts.long().tolist())
     errors = [(sums[name].sum(0) / lengths.sum()).tolist() for name in ("joint", "joint_global")]
     result["joints"] = dict(zip(spec.joint_names, zip(*errors)))
@@ -137,28 +140,16 @@ def _means(sums, lengths, counts, code_rate, full):
     over["contact"] = max(1, sums["contacts"].sum()) if full else None
     names = [(name + end, metric.per) for name, metric in METRICS.items() for end in ("", "_real")]
     result = {name: float(sums[name].sum() / over[per]) for name, per in names if per and name in sums}
-    result.update(codes_used=int((counts > 0).sum()), perplexity=metrics.code_perplexity(counts))
+    perplexities = [metrics.code_perplexity(row) for row in counts]
+    result.update(codes_used=int((counts > 0).sum()), perplexity=float(np.mean(perplexities)))
     if full:
-        bits, entropy = np.log2([len(counts), max(result["perplexity"], 1)]) * code_rate
-        result.update(dead_codes=int((counts == 0).sum()), bits_per_second=float(bits),
-                      entropy_bits_per_second=float(entropy))
+        bits = counts.shape[0] * np.log2(counts.shape[1]) * code_rate
+        entropy = np.log2(np.maximum(perplexities, 1)).sum() * code_rate
+        result.update(dead_codes=int((counts == 0).sum()), tokens_per_second=len(counts) * code_rate,
+                      bits_per_second=float(bits), entropy_bits_per_second=float(entropy))
     if full and clips > 1:
         spread = sums["kinetic_real"].std(0)
         spread[spread < 1e-8] = 1.0  # a joint that never moves
         real, pred = (metrics.gaussian(sums[name] / spread) for name in ("kinetic_real", "kinetic"))
         result["kinetic_frechet"] = metrics.frechet_distance(*real, *pred)
     return result
-
-
-def break_down(per_clip, groups):
-    """Return {group: CLIP_METRICS, clips, frames} of groups {group: clip names}, the largest group first.
-
-    Each clip weighs as much as it has frames.
-    """
-    result = {}
-    for group, names in groups.items():
-        rows = [per_clip[name] for name in names]
-        frames = [row["frames"] for row in rows]
-        means = {name: np.average([row[name] for row in rows], weights=frames) for name in CLIP_METRICS}
-        result[group] = dict(means, clips=len(rows), frames=sum(frames))
-    return dict(sorted(result.items(), key=lambda item: -item[1]["frames"]))

@@ -12,7 +12,10 @@ from utils.files import atomic_write
 
 
 class _RawEncoder(nn.Module):
-    """Raw features (N, T, D) → codes (N, T // unit); frames past the last whole code are left out."""
+    """Raw features (N, T, D) → codes (N, T // unit), residual (N, T // unit, Q).
+
+    Frames past the last whole code are left out.
+    """
 
     def __init__(self, net):
         super().__init__()
@@ -26,10 +29,17 @@ class _RawEncoder(nn.Module):
 
 
 class _RawDecoder(_RawEncoder):
-    """Codes (N, T') → raw features (N, T' · unit, D). The runtime refuses codes outside the codebook."""
+    """Codes (N, T') or (N, T', Q) → raw features (N, T' · unit, D). The runtime refuses other codes."""
+
+    def __init__(self, net):
+        super().__init__(net)
+        self.lowest = 1 - net.vqvae.quantizer.clip_axes  # -1 stands for no residual code
+        self.register_buffer("known", torch.arange(net.nb_code) if net.vqvae.quant == "fsq" else None)
 
     def forward(self, codes):
-        codes = torch.where(codes < 0, self.nb_code, codes)  # ONNX counts negative indices from the end
+        codes = torch.where(codes < self.lowest, self.nb_code, codes)  # ONNX counts negatives from the end
+        if self.known is not None:
+            codes = self.known[codes]  # finite scalars are computed: only a look-up refuses a code
         return self.vqvae.forward_decoder(codes) * self.std + self.mean
 
 
@@ -44,10 +54,12 @@ def write_onnx(net, folder, about):
     """Write encoder.onnx and decoder.onnx, of any N and T; yield each path and its size in bytes.
 
     net: HumanVQVAE in eval mode, on the CPU, with mean and std. about: {name: value} for the files' metadata.
-    encoder: `features` float32 (N, T, D), raw, in the data set's unit → `codes` int64 (N, T'); decoder: back.
+    encoder: `features` float32 (N, T, D), raw, in the data set's unit → `codes` int64 (N, T'), residual
+    (N, T', Q); decoder: back.
     """
     unit, width, dim = 2 ** net.down_t, net.spec.width, torch.export.Dim
-    frames, codes = torch.zeros(2, 16 * unit, width), torch.zeros(2, 16, dtype=torch.int64)
+    frames = torch.zeros(2, 16 * unit, width)
+    codes = net.vqvae.encode(frames)
     jobs = (("encoder.onnx", _RawEncoder, frames, "features", "codes", dim("frames", min=unit)),
             ("decoder.onnx", _RawDecoder, codes, "codes", "features", dim("length")))
     about = {**about, "features": f"raw (de-normalised), {width} wide", "nb_code": net.nb_code}

@@ -1,4 +1,4 @@
-"""Codes on disk: ID.npy (1, T') int64 of each clip, clips.txt with the ids, and a manifest."""
+"""Codes on disk: ID.npy of each clip, (1, T') or residual (T', Q), clips.txt with the ids, and a manifest."""
 import hashlib
 import json
 from pathlib import Path
@@ -54,7 +54,7 @@ def check_output(out):
 
 
 def write_tokens(out, codes, manifest):
-    """Write codes {id: (T',) int64} and their manifest; remove what an earlier run left.
+    """Write codes {id: (T',) or (T', Q) int64} and their manifest; remove what an earlier run left.
 
     Every file is whole or not there. `complete` in the manifest turns true last, so that a killed run shows.
     """
@@ -69,7 +69,7 @@ def write_tokens(out, codes, manifest):
     with atomic_write(out / IDS) as file:
         file.write("".join(f"{name}\n" for name in codes).encode())
     for name, row in codes.items():
-        save_array(out / f"{name}.npy", row[None])
+        save_array(out / f"{name}.npy", row[None] if row.ndim == 1 else row)
     write_json(out / MANIFEST, {**manifest, "complete": True})
 
 
@@ -87,19 +87,26 @@ def read_tokens(path):
     return {name: load_array(file) for name, file in files.items()}, files, manifest
 
 
-def rows_of(codes, nb_code, name, rows=1):
-    """Return the rows of an array of codes from the file `name`: (T',) int64 each, cut at the end token.
+def rows_of(codes, nb_code, name, rows=1, layers=1):
+    """Return the rows of an array of codes from the file `name`, int64, cut at the end token.
 
-    codes: (T',) or (1, T') integers; (rows, T') where the manifest says how many `rows` a file holds.
+    codes: (T',) or (1, T') integers of one layer, (rows, T') where the manifest says how many `rows` a file
+    holds, or (T', q) of the first q ≤ `layers` layers of residual codes, with -1 for none.
     The first nb_code ends a row (T2M-GPT's second stage ends its rows so, and pads them with nb_code + 1).
     Raises UserError for other arrays and numbers.
     """
-    if codes.dtype.kind not in "iu" or codes.ndim not in (1, 2):
-        raise UserError(f"{name}: {codes.dtype} of shape {codes.shape}; expected integers (1, T') or (T',)")
+    wanted = "(1, T') or (T',)" if layers == 1 else f"(T', q), q at most {layers}"
+    if codes.dtype.kind not in "iu" or codes.ndim not in ((1, 2) if layers == 1 else (2,)):
+        raise UserError(f"{name}: {codes.dtype} of shape {codes.shape}; expected integers {wanted}")
+    if layers > 1:
+        if codes.shape[1] > layers or (codes.size and not -1 <= codes.min() <= codes.max() < nb_code):
+            raise UserError(f"{name}: shape {codes.shape}, codes {codes.min()} to {codes.max()}; "
+                            f"expected {wanted}, codes -1 … {nb_code - 1}")
+        return [codes.astype(np.int64)]
     codes = np.atleast_2d(codes).astype(np.int64)
     if len(codes) not in (1, rows):
         raise UserError(f"{name}: shape {codes.shape} would be {len(codes)} clips of {codes.shape[1]} codes; "
-                        f"expected (1, T') or (T',), or a {MANIFEST} with \"rows\": {len(codes)}")
+                        f"expected {wanted}, or a {MANIFEST} with \"rows\": {len(codes)}")
     ended = np.cumsum(codes == nb_code, axis=1) > 0
     for row, position in np.argwhere((codes < 0) | (codes > nb_code + ended))[:1]:
         raise UserError(f"{name}: {codes[row, position]} at position {position}; expected 0 … {nb_code - 1}, "

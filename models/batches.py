@@ -67,14 +67,17 @@ def require_finite(x, names, advice):
         raise UserError(f"{names[clip]}: frame {frame} is NaN or Inf; {advice}")
 
 
-def forward_clips(net, clips, index, starts, length):
+def forward_clips(net, clips, index, starts, length, layers=None):
     """Return x and its reconstruction (N, T, D), float32, and its codes (N, T'). Clips have one length.
+
+    layers: how many layers of residual codes (N, T', Q) to decode, None: all.
 
     Raises UserError naming the first clip that is not finite, or whose reconstruction is not.
     """
     x = gather_clips(net, clips, index, starts, length)
     codes = net.encode(x)
-    out = net.forward_decoder(codes).float()  # of a half-precision net too
+    kept = codes if layers is None else codes[..., :layers]
+    out = net.forward_decoder(kept).float()  # of a half-precision net too
     names = [f"the reconstruction of {clips.names[i]}" for i in index]
     require_finite(out, names, "use an earlier checkpoint")
     return x, out, codes

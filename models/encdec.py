@@ -8,13 +8,13 @@ from models.resnet import Resnet1D
 
 class Encoder(nn.Module):
     def __init__(self, input_emb_width=3, output_emb_width=512, down_t=3, stride_t=2, width=512, depth=3,
-                 dilation_growth_rate=3, activation="relu", norm=None):
+                 dilation_growth_rate=3, activation="relu", norm=None, dropout=0.0):
         super().__init__()
         layers = [nn.Conv1d(input_emb_width, width, 3, 1, 1), nn.ReLU()]
         for _ in range(down_t):
             layers.append(nn.Sequential(
                 nn.Conv1d(width, width, stride_t * 2, stride_t, stride_t // 2),
-                Resnet1D(width, depth, dilation_growth_rate, activation=activation, norm=norm)))
+                Resnet1D(width, depth, dilation_growth_rate, True, activation, norm, dropout)))
         layers.append(nn.Conv1d(width, output_emb_width, 3, 1, 1))
         self.model = nn.Sequential(*layers)
 
@@ -41,14 +41,14 @@ class UpBlock(nn.Sequential):
 
 class Decoder(nn.Module):
     def __init__(self, input_emb_width=3, output_emb_width=512, down_t=3, stride_t=2, width=512, depth=3,
-                 dilation_growth_rate=3, activation="relu", norm=None):
+                 dilation_growth_rate=3, activation="relu", norm=None, dropout=0.0):
         super().__init__()
         if stride_t != 2:
             raise ValueError(f"stride_t is {stride_t}; the decoder upsamples by 2, so it must be 2")
         layers = [nn.Conv1d(output_emb_width, width, 3, 1, 1), nn.ReLU()]
         for _ in range(down_t):
             layers.append(UpBlock(
-                Resnet1D(width, depth, dilation_growth_rate, activation=activation, norm=norm),
+                Resnet1D(width, depth, dilation_growth_rate, True, activation, norm, dropout),
                 nn.Upsample(scale_factor=2, mode="nearest"),
                 nn.Conv1d(width, width, 3, 1, 1)))
         layers += [nn.Conv1d(width, width, 3, 1, 1), nn.ReLU(), nn.Conv1d(width, input_emb_width, 3, 1, 1)]

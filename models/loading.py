@@ -1,7 +1,10 @@
 """Read checkpoint files: tensors and arguments, never a pickle that could run code."""
 import argparse
+import ast
+import collections
 import hashlib
 import json
+import math
 import os
 import re
 import warnings
@@ -11,51 +14,53 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.quantize_cnn import QUANTIZERS
-from models.resnet import ACTIVATIONS, NORMS
+from options.common import ACTIVATIONS, NET_ARGS, NORMS, QUANTIZERS
 from utils.errors import UserError
-from utils.files import describe_file, read_text
+from utils.files import describe_file, load_array, read_text
 from utils.motion_spec import SPECS
 
 MODEL, CONFIG = "model.safetensors", "config.json"  # the pair that model hubs read
 PAIR, PAIR_VERSION = "motion-vqvae", 1
+# where a folder holds its weights: a run's, the pair's, a MoMask run's
+WEIGHTS = ("net_last.pth", MODEL, "model/net_best_fid.tar", "model/latest.tar")
 
-# what rebuilds a network: the constructor's `args`, then its other parameters in their order
-NET_ARGS = ("dataname", "quantizer", "mu", "beta",
-            "nb_code", "code_dim", "output_emb_width", "down_t", "stride_t", "width", "depth",
-            "dilation_growth_rate", "vq_act", "vq_norm")
-ALIASES = {"activation": "vq_act", "norm": "vq_norm", "dataset_name": "dataname"}
-CHOICES = {"dataname": tuple(SPECS), "quantizer": tuple(QUANTIZERS), "vq_act": tuple(ACTIVATIONS),
-           "vq_norm": tuple(NORMS)}
-PUBLISHED = {"vq_act": "relu", "dilation_growth_rate": 3, "mu": 0.99, "beta": 1.0}  # what no tensor tells
+CONSTRUCTOR = [*NET_ARGS][[*NET_ARGS].index("nb_code"):]  # HumanVQVAE's parameters after `args`, in order
+ALIASES = {"activation": "vq_act", "norm": "vq_norm", "dataset_name": "dataname", "dropout": "block_dropout"}
+CHOICES = {"dataname": tuple(SPECS), "quantizer": QUANTIZERS, "vq_act": ACTIVATIONS,
+           "vq_norm": (None, *NORMS[1:]), "shared_codebook": (False, True)}
+NUMBERS = ("mu", "beta", "quantize_dropout_prob", "sample_codebook_temp", "block_dropout")
+UNTOLD = ("quantizer", "vq_act", "vq_norm", "dilation_growth_rate")  # may be assumed, and is then said
 
 FIRST = "encoder.model.0.weight"  # every state-dict of the network holds this key, after its prefix
-STATE_KEYS = ("net", "state_dict", "model")
+STATE_KEYS = ("net", "vq_model", "state_dict", "model")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
 
 _SCALAR = np.float64(0).__reduce__()[0]
 HARMLESS = [(_SCALAR, "numpy.core.multiarray.scalar"), (_SCALAR, "numpy._core.multiarray.scalar"), np.dtype,
-            *{type(np.dtype(kind)) for kind in "?bhilqBHILQefd"}, argparse.Namespace]
+            *{type(np.dtype(kind)) for kind in "?bhilqBHILQefd"}, argparse.Namespace,
+            collections.Counter]  # a scheduler's milestones
 
 
 def load_checkpoint(path):
     """Read a checkpoint onto the CPU.
 
-    path: a file of torch.save, a run folder (its net_last.pth), or the pair that export_vq.py writes (its
-    folder or its model.safetensors). Returns the file's content, with its state-dict under "net" and its
-    arguments, a dict, under "args". Raises UserError where it is something else, damaged, NaN or Inf.
+    path: a file of torch.save, a run folder of ours (net_last.pth) or of MoMask, or the pair that
+    export_vq.py writes (its folder or its model.safetensors). Returns the file's content, with its state-dict
+    under "net" and its arguments, a dict, under "args". Raises UserError where it is something else, damaged,
+    NaN or Inf.
     """
     path = model_file(path)
     content = _load_pair(path) if path.endswith(".safetensors") else _load_pickle(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}; expected a checkpoint or a state-dict")
-    if "vq_model" in content:
-        raise UserError(f"{path}: MoMask's residual VQ: not supported")
     key = next((key for key in STATE_KEYS if isinstance(content.get(key), dict)), None)
     if key is None and any(str(name).endswith(FIRST) for name in content):
         key, content = "net", {"net": content}
     if key is None:
         raise UserError(f"{path}: holds no network under {', '.join(STATE_KEYS)}; its keys: {_some(content)}")
+    if key == "vq_model":  # MoMask's names, and its statistics beside the file
+        meta = _read_meta(Path(path).parent.with_name("meta"))
+        content = {**content, **meta, "iter": content.get("total_it")}
     content = _plain(content)
     args, step = content.get("args") or {}, content.get("iter")
     args = vars(args) if isinstance(args, argparse.Namespace) else args
@@ -77,12 +82,11 @@ def _some(names):
 
 def model_file(path):
     """Return the path of the file that holds a checkpoint's weights. Raises UserError where there is none."""
-    files = [Path(path), Path(path, "net_last.pth"), Path(path, MODEL)]
-    for file in files:
+    for file in (Path(path), *(Path(path, name) for name in WEIGHTS)):
         if file.is_file():
             return str(file)
-    if files[0].is_dir():
-        raise UserError(f"{path}: a folder without net_last.pth or {MODEL}")
+    if Path(path).is_dir():
+        raise UserError(f"{path}: a folder without a checkpoint; expected {', '.join(WEIGHTS)}")
     raise UserError(f"{path}: no such file; expected a checkpoint, such as net_last.pth, or a run folder")
 
 
@@ -166,7 +170,7 @@ def network_args(checkpoint, path, given):
     if not recorded:
         recorded, remarks = _read_beside(path)
     given, args, assumed = _known(given, "from_checkpoint"), {}, []
-    for name in NET_ARGS:
+    for name, default in NET_ARGS.items():
         fits = possible.get(name, ())
         for value in (values[name] for values in (recorded, given) if name in values):
             if fits and value not in fits:
@@ -175,9 +179,14 @@ def network_args(checkpoint, path, given):
             args[name] = value
             fits = fits if name == "dataname" else (value,)  # data sets of one width are alike
         if name not in args:
-            args[name] = fits[0] if fits else PUBLISHED[name]
-            if len(fits) != 1 and name not in ("dataname", "mu", "beta"):
+            args[name] = fits[0] if fits else default
+            if len(fits) != 1 and name in UNTOLD:
                 assumed.append(f"{name} {args[name]}")
+    if args["quantizer"] == "fsq":
+        if not args["fsq_levels"]:
+            raise UserError(f"{path}: records no fsq_levels, which its tensors do not tell; "
+                            "put them into an opt.txt beside it (fsq_levels: [8, 5, 5, 5])")
+        args["nb_code"] = math.prod(args["fsq_levels"])
     if assumed:
         remarks.append("what the checkpoint does not tell was assumed: " + ", ".join(assumed))
     return args, remarks
@@ -185,11 +194,8 @@ def network_args(checkpoint, path, given):
 
 def infer_args(state, path="checkpoint"):
     """Return what a state-dict tells of its network: {name of NET_ARGS: tuple of the values that fit}."""
-    first, learnt = state.get(f"vqvae.{FIRST}"), state.get("vqvae.quantizer.embedding.weight")
-    codes = state.get("vqvae.quantizer.codebook", learnt)
-    if any(name.startswith("vqvae.quantizer.layers.") for name in state):
-        raise UserError(f"{path}: MoMask's residual VQ: not supported")
-    if first is None or codes is None or first.ndim != 3 or codes.ndim != 2:
+    first, quantizer = state.get(f"vqvae.{FIRST}"), _infer_quantizer(state)
+    if first is None or first.ndim != 3 or not quantizer:
         raise UserError(f"{path}: no motion VQ-VAE; its state-dict holds {_some(state)}")
     datanames = tuple(spec.name for spec in SPECS.values() if spec.width == first.shape[1])
     if not datanames:
@@ -198,12 +204,31 @@ def infer_args(state, path="checkpoint"):
     norms = ("BN",) if f"{block}0.norm1.running_mean" in state else ("LN", "GN")  # LN and GN look alike
     down = state.get("vqvae.encoder.model.2.0.weight")
     return dict(
-        dataname=datanames, quantizer=("ema_reset", "ema", "reset") if learnt is None else ("orig",),
-        nb_code=(codes.shape[0],), code_dim=(codes.shape[1],), output_emb_width=(codes.shape[1],),
+        quantizer, dataname=datanames, output_emb_width=quantizer["code_dim"],
         down_t=(sum(bool(re.fullmatch(r"vqvae\.encoder\.model\.\d+\.0\.weight", name)) for name in state),),
         stride_t=(2 if down is None else down.shape[-1] // 2,), width=(first.shape[0],),
         depth=(sum(name.startswith(block) and name.endswith("conv1.weight") for name in state),),
         vq_norm=norms if f"{block}0.norm1.weight" in state else (None,))
+
+
+def _infer_quantizer(state):
+    """Return what a state-dict tells of its quantizer, as `infer_args` does; {} where it has none."""
+    own = {name.removeprefix("vqvae.quantizer."): tensor for name, tensor in state.items()
+           if name.startswith("vqvae.quantizer.") and tensor.ndim == 2}
+    layers = [tensor for name, tensor in own.items() if re.fullmatch(r"layers\.\d+\.codebook", name)]
+    if layers:
+        shared = len(layers) > 1 and all(torch.equal(layer, layers[0]) for layer in layers)
+        found, codes = dict(quantizer=("residual",), num_quantizers=(len(layers),),
+                            shared_codebook=(True, False) if shared else (False,)), layers[0]
+    elif "project_in.weight" in own:
+        return dict(quantizer=("fsq",), code_dim=(own["project_in.weight"].shape[1],))
+    elif "embedding.weight" in own:
+        found, codes = dict(quantizer=("orig",)), own["embedding.weight"]
+    elif "codebook" in own:
+        found, codes = dict(quantizer=("ema_reset", "ema", "reset")), own["codebook"]
+    else:
+        return {}
+    return dict(found, nb_code=(codes.shape[0],), code_dim=(codes.shape[1],))
 
 
 def _known(values, path):
@@ -212,11 +237,13 @@ def _known(values, path):
     known = {name: values[name] for name in NET_ARGS if name in values}
     for name, value in known.items():
         if name in CHOICES:
-            fits = isinstance(value, str | None) and value in CHOICES[name]
-        elif name in ("mu", "beta"):
+            fits = isinstance(value, str | bool | None) and value in CHOICES[name]
+        elif name in NUMBERS:
             fits = isinstance(value, int | float) and value >= 0
+        elif name == "fsq_levels":
+            fits = value is None or all(isinstance(level, int) and level > 1 for level in value)
         else:
-            fits = isinstance(value, int) and 0 < value < 1 << 20
+            fits = isinstance(value, int) and 0 < value <= 1 << 20
         if not fits:
             expected = CHOICES.get(name, "a number over 0")
             raise UserError(f"{path}: {name} is {str(value)[:30]!r}; expected {expected}")
@@ -224,28 +251,39 @@ def _known(values, path):
 
 
 def _read_beside(path):
-    """Return the network's arguments in opt.txt or args.json beside a checkpoint, and a line that says so."""
-    for file in (Path(model_file(path)).with_name(name) for name in ("opt.txt", "args.json")):
-        if file.is_file():
-            text = read_text(file, "network arguments")
-            try:
-                values = dict(json.loads(text)) if file.suffix == ".json" else _read_lines(text)
-            except (ValueError, TypeError):
-                raise UserError(f"{file}: cannot be read; mend it, or move it away to do without") from None
-            if known := _known(values, file):
-                return known, [f"network arguments read from {file.name} beside the checkpoint"]
+    """Return the network's arguments in opt.txt or args.json beside a checkpoint, and a line that says so.
+
+    MoMask's opt.txt lies one folder above its model/.
+    """
+    folder = Path(model_file(path)).parent
+    files = [folder / "opt.txt", folder / "args.json"]
+    files += [folder.with_name("opt.txt")] if folder.name == "model" else []
+    for file in filter(Path.is_file, files):
+        text = read_text(file, "network arguments")
+        try:
+            values = dict(json.loads(text)) if file.suffix == ".json" else _read_lines(text)
+        except (ValueError, TypeError):
+            raise UserError(f"{file}: cannot be read; mend it, or move it away to do without") from None
+        if known := _known(values, file):
+            return known, [f"network arguments read from {file.name} beside the checkpoint"]
     return {}, []
 
 
 def _read_lines(text):
-    """Return the values of lines `key: value`: numbers, None or strings."""
+    """Return the values of lines `key: value`: numbers, None, True, lists or strings."""
     values = {}
     for key, _, value in (line.partition(":") for line in text.splitlines()):
         try:
-            values[key.strip()] = json.loads(value)
-        except ValueError:
-            values[key.strip()] = None if value.strip() == "None" else value.strip()
+            values[key.strip()] = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError):
+            values[key.strip()] = value.strip()
     return values
+
+
+def _read_meta(folder):
+    """Return {"mean": …, "std": …} of a MoMask run's meta folder, or {} where it has none."""
+    paths = {name: folder / f"{name}.npy" for name in ("mean", "std")}
+    return {name: load_array(path) for name, path in paths.items() if path.is_file()}
 
 
 def read_statistics(checkpoint, width, path):

@@ -1,4 +1,4 @@
-"""Four quantizers on one base (T2M-GPT models/quantize_cnn.py; EMA and reset: Jukebox, arXiv 2005.00341).
+"""Quantizers on one base (T2M-GPT models/quantize_cnn.py; EMA and reset: Jukebox, arXiv 2005.00341).
 
 `look_up` quantizes with the codebook from before the batch, then `update` moves it. `forward` does both; a
 trainer that looks at the gradient first calls the two itself.
@@ -19,9 +19,11 @@ class BaseQuantizer(nn.Module):
     the first codebook are the whole batch's.
     """
 
-    filled = True  # a codebook learnt by gradient is there from the start
-    eps = 1e-7     # in the perplexity's logarithm
-    saved = ()     # names of what a checkpoint must hold besides the state-dict
+    filled = True   # a codebook learnt by gradient is there from the start
+    eps = 1e-7      # in the perplexity's logarithm
+    saved = ()      # names of what a checkpoint must hold besides the state-dict
+    num_layers = 1  # codes of one latent frame
+    clip_axes = 1   # axes of the codes of one clip: (T',)
 
     def __init__(self, nb_code, code_dim):
         super().__init__()
@@ -32,11 +34,14 @@ class BaseQuantizer(nn.Module):
         """Return the codebook (K, C)."""
         return self.codebook
 
-    def quantize(self, x):
-        """Return the index of the nearest code by squared Euclidean distance, (R,) int64, of rows (R, C)."""
+    def distances(self, x):
+        """Return half the squared Euclidean distances (R, K) of rows (R, C) to the codes, less ‖x‖² / 2."""
         codes = self.codes.to(x.dtype)
-        # ‖x‖² is the same for every code, so it is left out: argmin ‖c‖²/2 - x·c
-        return torch.addmm(codes.square().sum(1) / 2, x, codes.t(), alpha=-1).argmin(1)
+        return torch.addmm(codes.square().sum(1) / 2, x, codes.t(), alpha=-1)
+
+    def quantize(self, x):
+        """Return the index of the nearest code, (R,) int64, of rows (R, C)."""
+        return self.distances(x).argmin(1)
 
     def dequantize(self, code_idx):
         """Return the codes of indices of any shape: shape + (C,)."""
@@ -46,6 +51,10 @@ class BaseQuantizer(nn.Module):
         """Return latents (N, C, T') as rows (N·T', C), in float32 where they are half precision."""
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         return x.transpose(1, 2).reshape(-1, x.shape[1])
+
+    def from_rows(self, rows, batch):
+        """Return rows (N·T', C) as latents (N, C, T'). batch: N."""
+        return rows.view(batch, -1, rows.shape[1]).transpose(1, 2)
 
     def look_up(self, x):
         """Quantize x (N, C, T'). Nothing changes.
@@ -58,16 +67,20 @@ class BaseQuantizer(nn.Module):
             z = self.dequantize(idx)
             loss = self.loss(rows, z)
             out = rows + (z - rows).detach()                          # straight-through estimator
-            out = out.view(x.shape[0], x.shape[2], x.shape[1]).transpose(1, 2)
-        return out, loss, rows.detach(), idx
+        return self.from_rows(out, len(x)), loss, rows.detach(), idx
+
+    def draw_layers(self):
+        """Choose the layers that the next training batch uses: a single layer has no choice."""
 
     def forward(self, x):
         """Quantize x (N, C, T'); in training, fill the codebook from the first batch and move it after each.
 
         Returns the quantized latents (N, C, T'), the commitment loss () and the perplexity ().
         """
-        if self.training and not self.filled:
-            self.init_codebook(self.to_rows(x.detach()))
+        if self.training:
+            self.draw_layers()
+            if not self.filled:
+                self.init_codebook(self.to_rows(x.detach()))
         out, loss, rows, idx = self.look_up(x)
         counts = self.update(rows, idx) if self.training else self.count(idx)
         return out, loss, self.perplexity(counts.to(rows.dtype))
@@ -257,10 +270,33 @@ class Quantizer(BaseQuantizer):
         return F.mse_loss(z, x.detach()) + self.beta * F.mse_loss(z.detach(), x)
 
 
-# --quantizer → constructor from (nb_code, code_dim, args)
-QUANTIZERS = {
-    "ema_reset": lambda nb_code, code_dim, args: QuantizeEMAReset(nb_code, code_dim, args.mu),
-    "orig": lambda nb_code, code_dim, args: Quantizer(nb_code, code_dim, args.beta),
-    "ema": lambda nb_code, code_dim, args: QuantizeEMA(nb_code, code_dim, args.mu),
-    "reset": lambda nb_code, code_dim, args: QuantizeReset(nb_code, code_dim),
-}
+class FiniteScalar(nn.Module):
+    """Round each of d numbers to one of its levels (FSQ, arXiv 2309.15505). levels: d whole numbers."""
+
+    def __init__(self, levels):
+        super().__init__()
+        levels = torch.tensor(levels)
+        self.register_buffer("levels", levels, persistent=False)
+        self.register_buffer("places", levels.cumprod(0) // levels, persistent=False)  # of digits in an index
+
+    def forward(self, z):
+        """Return codes (…, d) in [-1, 1], float32 at least, of z (…, d). The gradient skips the rounding."""
+        z = z.to(torch.promote_types(z.dtype, torch.float32))
+        levels = self.levels.to(z.dtype)
+        half = (levels - 1) * (1 + 1e-3) / 2
+        offset = (1 - levels % 2) / 2                     # an even number of levels has none at 0
+        bounded = torch.tanh(z + torch.atanh(offset / half)) * half - offset
+        rounded = bounded + (bounded.round() - bounded).detach()
+        return rounded / (self.levels // 2)
+
+    def indices(self, codes):
+        """Return the index (…,) int64 of each code (…, d)."""
+        half = self.levels // 2
+        digits = (codes * half).round().long() + half
+        digits = torch.minimum(digits.clamp(min=0), self.levels - 1)  # NaN becomes a digit too
+        return (digits * self.places).sum(-1)
+
+    def codes(self, indices):
+        """Return the code (…, d) float32 of each index (…,)."""
+        half = self.levels // 2
+        return (indices[..., None] // self.places % self.levels - half) / half

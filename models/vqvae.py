@@ -9,8 +9,10 @@ import torch.nn as nn
 
 from models.batches import decode_rows, run_in_batches
 from models.encdec import Decoder, Encoder
-from models.loading import ALIASES, NET_ARGS, load_checkpoint, network_args, read_statistics
-from models.quantize_cnn import QUANTIZERS
+from models.loading import ALIASES, CONSTRUCTOR, NET_ARGS, load_checkpoint, network_args, read_statistics
+from models.quantize_cnn import QuantizeEMA, QuantizeEMAReset, Quantizer, QuantizeReset
+from models.quantize_fsq import QuantizeFSQ
+from models.residual_vq import ResidualVQ
 from utils.device import pick_device
 from utils.errors import UserError
 from utils.motion_process import (
@@ -21,18 +23,31 @@ from utils.motion_process import (
 )
 from utils.motion_spec import get_spec
 
+# --quantizer → constructor from (nb_code, code_dim, args)
+QUANTIZERS = {
+    "ema_reset": lambda nb_code, code_dim, args: QuantizeEMAReset(nb_code, code_dim, args.mu),
+    "orig": lambda nb_code, code_dim, args: Quantizer(nb_code, code_dim, args.beta),
+    "ema": lambda nb_code, code_dim, args: QuantizeEMA(nb_code, code_dim, args.mu),
+    "reset": lambda nb_code, code_dim, args: QuantizeReset(nb_code, code_dim),
+    "residual": ResidualVQ,
+    "fsq": lambda nb_code, code_dim, args: QuantizeFSQ(nb_code, code_dim, args.fsq_levels),
+}
+
 
 class VQVAE_251(nn.Module):
-    """Encoder, quantizer and decoder. args: a namespace of `dataname`, `quantizer`, `mu` and `beta`."""
+    """Encoder, quantizer and decoder.
+
+    args: a namespace of `dataname`, `quantizer`, and what the quantizer takes of NET_ARGS (`mu`, `beta`, …).
+    """
 
     def __init__(self, args, nb_code=512, code_dim=512, output_emb_width=512, down_t=3, stride_t=2, width=512,
-                 depth=3, dilation_growth_rate=3, activation="relu", norm=None):
+                 depth=3, dilation_growth_rate=3, activation="relu", norm=None, dropout=0.0):
         super().__init__()
         if output_emb_width != code_dim:
             raise ValueError(f"output_emb_width {output_emb_width} and code_dim {code_dim} must be equal")
         self.code_dim, self.num_code, self.quant, self.down_t = code_dim, nb_code, args.quantizer, down_t
         shape = (get_spec(args.dataname).width, output_emb_width, down_t, stride_t, width, depth,
-                 dilation_growth_rate, activation, norm)
+                 dilation_growth_rate, activation, norm, dropout)
         self.encoder, self.decoder = Encoder(*shape), Decoder(*shape)
         self.quantizer = QUANTIZERS[args.quantizer](nb_code, code_dim, args)
 
@@ -45,10 +60,11 @@ class VQVAE_251(nn.Module):
         return x.transpose(1, 2).to(torch.promote_types(x.dtype, torch.float32))
 
     def encode(self, x):
-        """Return the codes (N, T / 2**down_t), int64, of normalised features x (N, T, D)."""
+        """Return the codes (N, T / 2**down_t), residual (N, T / 2**down_t, Q), of normalised x (N, T, D)."""
         self.quantizer.require_filled()
         z_e = self.encoder(self.preprocess(x))                                         # (N, C, T')
-        return self.quantizer.quantize(self.quantizer.to_rows(z_e)).view(z_e.shape[0], z_e.shape[2])
+        codes = self.quantizer.quantize(self.quantizer.to_rows(z_e))
+        return codes.unflatten(0, (z_e.shape[0], z_e.shape[2]))
 
     def forward(self, x):
         """Return the reconstruction (N, T, D), commitment loss and perplexity of normalised x (N, T, D)."""
@@ -59,8 +75,9 @@ class VQVAE_251(nn.Module):
         return self.decode(z_q), loss, perplexity
 
     def forward_decoder(self, x):
-        """Return normalised features (N, T, D) of int64 codes (N, T'), or of one row (T',)."""
-        z_q = self.quantizer.dequantize(torch.atleast_2d(x))                           # (N, T', C)
+        """Return normalised features (N, T, D) of int64 codes, a batch's or one clip's."""
+        one = x.ndim == self.quantizer.clip_axes
+        z_q = self.quantizer.dequantize(x[None] if one else x)                         # (N, T', C)
         return self.decode(z_q.transpose(1, 2))
 
     def decode(self, z_q):
@@ -90,18 +107,19 @@ class HumanVQVAE(nn.Module):
 
     @classmethod
     def from_args(cls, args):
-        """Build from a namespace that has every name of NET_ARGS."""
-        net = cls(args, *(getattr(args, name) for name in NET_ARGS[4:]))
-        net.args = {name: getattr(args, name) for name in NET_ARGS}
+        """Build from a namespace; where it lacks a name of NET_ARGS, the published value counts."""
+        values = {name: getattr(args, name, default) for name, default in NET_ARGS.items()}
+        net = cls(SimpleNamespace(**values), *(values[name] for name in CONSTRUCTOR))
+        net.args = values
         return net
 
     @classmethod
     def from_checkpoint(cls, path, device="cpu", **overrides):
-        """Rebuild a trained net, in eval mode, from a file alone.
+        """Rebuild a trained net, in eval mode, from a file alone; with averaged weights where it holds them.
 
-        path: as of `load_checkpoint`. overrides: names of NET_ARGS, `activation` or `norm`, for what the file
-        does not record (upstream's). Raises UserError where one contradicts the file, for a file that is
-        damaged or of another network, and for a missing device; TypeError for other keywords.
+        path: as of `load_checkpoint`. overrides: names of NET_ARGS, `activation`, `norm` or `dropout`, for
+        what the file does not record (upstream's). Raises UserError where one contradicts the file, for a
+        file that is damaged or of another network, and for a missing device; TypeError for other keywords.
         """
         names = [ALIASES.get(name, name) for name in overrides]
         if not set(names) <= set(NET_ARGS) or len(set(names)) < len(names):
@@ -112,6 +130,7 @@ class HumanVQVAE(nn.Module):
             net = cls.from_args(SimpleNamespace(**args))
         except ValueError as error:
             raise UserError(f"{path}: {error}") from None
+        checkpoint["net"] = {**checkpoint["net"], **checkpoint.get("ema", {})}
         load_net(net, checkpoint, path)
         net.recipe, net.remarks = checkpoint["args"], remarks
         return net.to(device).eval()
@@ -119,7 +138,8 @@ class HumanVQVAE(nn.Module):
     def encode(self, x):
         """Return the codes (N, T / 2**down_t), int64, of *normalised* features; `tokenize` takes raw ones.
 
-        x: (N, T, D), T at least 2**down_t. Raises UserError for other shapes, NaN and Inf.
+        Residual codes are (N, T / 2**down_t, Q), the coarse layer first. x: (N, T, D), T at least 2**down_t.
+        Raises UserError for other shapes, NaN and Inf.
         """
         x = self._check_features(x)
         if not bool(torch.isfinite(x).all()):
@@ -131,21 +151,28 @@ class HumanVQVAE(nn.Module):
         return self.vqvae(self._check_features(x))
 
     def forward_decoder(self, x):
-        """Return normalised features (N, T, D) of whole numbers x (N, T'), or of one row (T',)."""
-        x = self._tensor(x)
-        if x.ndim not in (1, 2) or not x.numel() or x.is_floating_point():
-            raise UserError(f"codes of {x.dtype}, shape {tuple(x.shape)}; expected integers (N, T') or (T',)")
+        """Return normalised features (N, T, D) of codes (N, T') or (T',), whole numbers.
+
+        Residual codes are (N, T', q) or (T', q), q ≤ Q: missing layers and -1 count as zero.
+        """
+        x, layers = self._tensor(x), self.vqvae.quantizer.num_layers
+        axes = self.vqvae.quantizer.clip_axes
+        wanted = "(N, T') or (T',)" if axes == 1 else f"(N, T', q) or (T', q) with q at most {layers}"
+        fits = x.ndim in (axes, axes + 1) and x.numel() and not x.is_floating_point()
+        if not fits or (axes == 2 and x.shape[-1] > layers):
+            raise UserError(f"codes of {x.dtype}, shape {tuple(x.shape)}; expected integers {wanted}")
         low, high = torch.stack(x.long().aminmax()).tolist()
-        if low < 0 or high >= self.nb_code:
-            raise UserError(f"codes run from {low} to {high}; expected 0 … {self.nb_code - 1}")
+        if low < 1 - axes or high >= self.nb_code:
+            raise UserError(f"codes run from {low} to {high}; expected {1 - axes} … {self.nb_code - 1}")
         return self.vqvae.forward_decoder(x.long())
 
     def tokenize(self, motion):
         """Return the codes (T / 2**down_t,), int64, of a *raw* motion; `encode` takes normalised features.
 
         motion: de-normalised features (T, D), or joints (T, J, 3) in the data set's unit and frame rate.
-        (N, T, D) or (N, T, J, 3) gives (N, T'), a list gives a list. Warns once where a clip looks normalised
-        already. Raises UserError for other shapes, for NaN and Inf, and without statistics.
+        (N, T, D) or (N, T, J, 3) gives (N, T'), a list gives a list; residual codes have one more axis, Q.
+        Warns once where a clip looks normalised already. Raises UserError for other shapes, for NaN and Inf,
+        and without statistics.
         """
         clips, together = _as_list(motion, lambda a: 3 if a.shape[-2:] == (self.nb_joints, 3) else 2)
         clips = [self.normalise(self._raw(clip), f"clip {i}") for i, clip in enumerate(clips)]
@@ -158,31 +185,36 @@ class HumanVQVAE(nn.Module):
         return together(_in_order(batches, len(clips)))
 
     def decode_joints(self, codes):
-        """Return joints (T, J, 3), float32, in the data set's unit, of codes (T',): 2**down_t frames a code.
+        """Return joints (T, J, 3), float32, in the data set's unit, of one clip's codes (T',) or (T', q).
 
-        (N, T') gives (N, T, J, 3), a list of rows gives a list. Raises UserError for what is no row of codes.
+        A code gives 2**down_t frames. A batch (N, T') or (N, T', q) gives (N, T, J, 3), a list gives a list.
+        Raises UserError for what is no row of codes.
         """
-        rows, together = _as_list(codes, lambda array: 1)
+        rows, together = _as_list(codes, lambda array: self.vqvae.quantizer.clip_axes)
         return together([self.to_joints(each) for each in _in_order(decode_rows(self, rows), len(rows))])
 
     def reconstruct(self, motion):
         """Return `decode_joints(tokenize(motion))`: joints (T, J, 3) that start at the origin and face +z."""
         return self.decode_joints(self.tokenize(motion))
 
-    def play(self, clip, **options):
-        """Return a notebook's player of one row of codes, or of a motion under its reconstruction.
+    def play(self, clip, layers=None, **options):
+        """Return a notebook's player of one clip's codes, or of a motion under its reconstruction.
 
-        options: of visualize/player.py.
+        layers: numbers of residual layers to decode, one player each, side by side. options: of
+        visualize/player.py.
         """
-        from visualize.player import player  # slow to import, and only notebooks need it
-        clip, options = _array(clip), {"unit": 2 ** self.down_t, **options}
-        if clip.ndim == 1:
-            return player(self.decode_joints(clip), self.spec, codes=clip, **options)
-        features = self._raw(clip)
-        codes = self.tokenize(features)
+        from visualize.player import beside, player  # slow to import, and only notebooks need it
+        clip, original = _array(clip), None
+        codes = clip if clip.dtype.kind in "iu" else self.tokenize(features := self._raw(clip)).numpy()
+        if layers:
+            titled = [(codes[:, :q], f"{q} layer{'s' * (q > 1)}") for q in layers]
+            return beside(*[self.play(part, title=title, **options) for part, title in titled])
         joints = self.decode_joints(codes)
-        original = recover_from_ric(torch.as_tensor(features), self.nb_joints)[:len(joints)]
-        return player(joints, self.spec, reference=original, codes=codes, **options)
+        if codes is not clip:
+            original = recover_from_ric(torch.as_tensor(features), self.nb_joints)[:len(joints)]
+        row = codes if codes.ndim == 1 else codes[:, 0]
+        return player(joints, self.spec, **{"unit": 2 ** self.down_t, "codes": row, "reference": original,
+                                            **options})
 
     def normalise(self, features, name="a motion"):
         """Return raw features (…, T, D) as normalised ones on the net's device, cut to whole codes."""

@@ -1,9 +1,11 @@
 """The flags of `train_vq.py` and the combinations that cannot work (T2M-GPT options/option_vq.py)."""
 import argparse
+import math
 
 from options.common import (
     ACTIVATIONS,
     COUNT,
+    NET_ARGS,
     POSITIVE,
     QUANTIZERS,
     SEED,
@@ -18,6 +20,12 @@ from options.common import (
 )
 
 RATIO = 2  # each of the --down-t steps halves the frame rate
+MOST_CODES = 1 << 20
+ACTS_WITH = {  # flag → the quantizers that read it
+    "mu": ("ema_reset", "ema", "residual"), "beta": ("orig",), "fsq_levels": ("fsq",),
+    **dict.fromkeys(("num_quantizers", "shared_codebook", "quantize_dropout_prob", "sample_codebook_temp"),
+                    ("residual",)),
+}
 DEAD_FLAGS = {  # upstream's flags that nothing reads
     "--results-dir": "pictures go to TensorBoard and the run folder (--nb-vis)",
     "--visual-name": "pictures go to TensorBoard and the run folder (--nb-vis)",
@@ -36,24 +44,30 @@ class DeadFlag(argparse.Action):
 def add_network_flags(parser):
     """Add the flags that make a network, but --dataname."""
     add = parser.add_argument_group("network").add_argument
-    add("--code-dim", type=COUNT, default=512, help="channels of a code")
-    add("--nb-code", type=COUNT, default=512, help="number of codes")
-    add("--down-t", type=number(int, 1, 6), default=2,
-        help="halvings of the frame rate; 2 gives one code for four frames")
-    add("--stride-t", type=COUNT, default=2,
-        help="stride of each halving; only 2 fits the decoder's upsampling")
-    add("--width", type=COUNT, default=512, help="channels of the convolutions")
-    add("--depth", type=COUNT, default=3, help="residual blocks at each frame rate")
-    add("--dilation-growth-rate", type=COUNT, default=3,
-        help="factor by which the dilation grows from block to block")
-    add("--output-emb-width", type=COUNT, default=512, help="channels of the latents; equals --code-dim")
-    add("--vq-act", choices=ACTIVATIONS, default="relu", help="activation of the residual blocks")
-    add("--vq-norm", type=norm, default=None, metavar="none|LN|GN|BN",
-        help="normalisation in the residual blocks")
+    add("--code-dim", type=COUNT, help="channels of a code")
+    add("--nb-code", type=COUNT, help="number of codes; of fsq, the product of its levels")
+    add("--down-t", type=number(int, 1, 6), help="halvings of the frame rate; 2: one code for four frames")
+    add("--stride-t", type=COUNT, help="stride of each halving; only 2 fits the decoder's upsampling")
+    add("--width", type=COUNT, help="channels of the convolutions")
+    add("--depth", type=COUNT, help="residual blocks at each frame rate")
+    add("--dilation-growth-rate", type=COUNT, help="factor by which the dilation grows from block to block")
+    add("--output-emb-width", type=COUNT, help="channels of the latents; equals --code-dim")
+    add("--vq-act", choices=ACTIVATIONS, help="activation of the residual blocks")
+    add("--vq-norm", type=norm, metavar="none|LN|GN|BN", help="normalisation in the residual blocks")
+    add("--block-dropout", type=SHARE, help="dropout at the end of each residual block (MoMask: 0.2)")
     add = parser.add_argument_group("quantizer").add_argument
-    add("--quantizer", choices=QUANTIZERS, default="ema_reset", help="how the codebook is learnt")
-    add("--mu", type=SHARE, default=0.99, help="decay of the EMA statistics (ema, ema_reset)")
-    add("--beta", type=WEIGHT, default=1.0, help="weight of the commitment term (orig)")
+    add("--quantizer", choices=QUANTIZERS, help="how motion becomes codes")
+    add("--mu", type=SHARE, help="decay of the EMA statistics (ema, ema_reset, residual)")
+    add("--beta", type=WEIGHT, help="weight of the commitment term (orig)")
+    add("--num-quantizers", type=number(int, 1, 64), help="layers of residual codes")
+    add("--shared-codebook", action="store_true", help="one codebook for all residual layers")
+    add("--quantize-dropout-prob", type=SHARE,
+        help="share of the batches that train only the first of the residual layers, a random number of them")
+    add("--sample-codebook-temp", type=WEIGHT,
+        help="temperature of drawing residual codes in training (MoMask: 0.5); 0: take the nearest")
+    add("--fsq-levels", type=number(int, 2, 1 << 20), nargs="+", metavar="LEVELS",
+        help="levels of each finite scalar (fsq), e.g. 8 5 5 5 for 1,000 codes")
+    parser.set_defaults(**NET_ARGS)
 
 
 def add_step_flags(parser):
@@ -81,6 +95,10 @@ def add_schedule_flags(parser):
     add("--lr-scheduler", type=COUNT, nargs="+", default=[200000], metavar="ITER",
         help="milestones: iterations after which the learning rate decays")
     add("--gamma", type=POSITIVE, default=0.05, help="learning-rate decay at each milestone")
+    add("--lr-decay", choices=("milestones", "cosine"), default="milestones",
+        help="steps down at --lr-scheduler, or a half cosine from --lr to 0 over --total-iter")
+    add("--ema-weights", type=number(float, 0, 1, open_low=True), default=None, metavar="DECAY",
+        help="evaluate and save a moving average of the weights too, e.g. 0.999; None: none")
     add("--weight-decay", type=WEIGHT, default=0.0, help="AdamW's weight decay")
     add("--seed", type=SEED, default=123, help="random seed")
     add("--amp", choices=("off", "bf16", "fp16"), default="off",
@@ -131,7 +149,10 @@ def get_args_parser(argv=None):
                             help=argparse.SUPPRESS)
     args = parser.parse_args(argv, Arguments())
     args.given = given_flags(parser, argv, vars(args))
-    parser.refuse(*network_problems(args), *training_problems(args))
+    if args.fsq_levels and "nb_code" not in args.given:
+        args.nb_code = math.prod(args.fsq_levels)
+    defaults = {name: parser.get_default(name) for name in vars(args)}
+    parser.refuse(*idle_flags(args, defaults), *network_problems(args), *training_problems(args))
     return args
 
 
@@ -140,6 +161,14 @@ def given_flags(parser, argv, names):
     absent = object()
     parsed = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(names, absent)))
     return [name for name in names if getattr(parsed, name) is not absent]
+
+
+def idle_flags(args, defaults):
+    """Return (wrong, message) for each flag that the chosen quantizer does not read."""
+    for name, quantizers in ACTS_WITH.items():
+        idle = args.quantizer not in quantizers and getattr(args, name) != defaults[name]
+        yield idle, (f"--{name.replace('_', '-')} acts only with --quantizer {' or '.join(quantizers)}, "
+                     f"not {args.quantizer}")
 
 
 def network_problems(args):
@@ -157,12 +186,14 @@ def network_problems(args):
          f"--vq-norm GN needs a --width divisible by its 32 groups, not {args.width}"),
         (args.vq_norm == "BN" and args.window_size == unit and args.batch_size == 1,
          "--vq-norm BN cannot normalise one value per channel; use a larger --batch-size or --window-size"),
-        (args.quantizer != "orig" and args.beta != 1.0,
-         f"--beta acts only with --quantizer orig, not {args.quantizer}"),
-        (not args.quantizer.startswith("ema") and args.mu != 0.99,
-         f"--mu acts only with the ema quantizers, not {args.quantizer}"),
-        (args.quantizer.startswith("ema") and not 0 < args.mu < 1,
+        (args.quantizer in ACTS_WITH["mu"] and not 0 < args.mu < 1,
          f"--mu {args.mu} is no decay: it must lie between 0 and 1"),
+        (args.quantizer == "fsq" and not args.fsq_levels,
+         "--quantizer fsq needs --fsq-levels, e.g. 8 5 5 5"),
+        (args.quantizer == "fsq" and args.nb_code != math.prod(args.fsq_levels or ()),
+         f"--nb-code {args.nb_code} is not the product of --fsq-levels; leave it out"),
+        (args.quantizer == "fsq" and args.nb_code > MOST_CODES,
+         f"--fsq-levels make {args.nb_code:,} codes; at most {MOST_CODES:,} work"),
     )
 
 
@@ -174,6 +205,11 @@ def training_problems(args):
          "micro-batches must be equal"),
         (args.grad_accum > 1 and args.vq_norm == "BN",
          "--grad-accum cannot work with --vq-norm BN: each micro-batch would be normalised by itself"),
+        (args.grad_accum > 1 and args.shared_codebook,
+         "--grad-accum cannot work with --shared-codebook, which moves within a batch"),
+        (args.ema_weights == 1, "--ema-weights 1 would keep the first weights: give a decay below 1"),
+        (args.lr_decay == "cosine" and "lr_scheduler" in args.given,
+         "--lr-scheduler acts only with --lr-decay milestones"),
         (args.float64 and (args.amp != "off" or args.tf32),
          "--float64 contradicts --amp and --tf32: give one of them"),
         (args.loss_vel == 0 and args.vel_slice != "positions",

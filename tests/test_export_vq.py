@@ -285,7 +285,7 @@ def test_clips_of_a_data_folder_become_animations(tmp_path, capsys):
     ("n.pth m.pth --out x", "give one checkpoint, or clips"),
     ("--resume-pth n.pth", "name what to write"),
     ("n.pth --out x --to-pth y.pth", "name what to write"),
-    ("n.pth --to-pth y.pth --onnx", "give --onnx with --out"),
+    ("n.pth --to-pth y.pth --onnx", "--onnx writes into a folder: give --out"),
     ("n.pth --out x --to bvh", "come together"),
     ("n.pth --clips a.npy --to bvh --out x", "give one checkpoint, or clips"),
     ("--clips a.npy --out x", "come together"),

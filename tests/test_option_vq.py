@@ -36,7 +36,7 @@ def test_recipes_read_as_their_commands():
     ("--vq-norm GN --width 48", "32 groups"),
     ("--vq-norm XX", "none, LN, GN, BN"),
     ("--beta 0.25", "quantizer orig"),
-    ("--quantizer reset --mu 0.5", "ema quantizers"),
+    ("--quantizer reset --mu 0.5", "acts only with --quantizer ema_reset or ema or residual"),
     ("--lr 0", "over 0"),
     ("--lr nan", "out of range"),
     ("--lr -1e-4", "over 0"),

@@ -56,27 +56,28 @@ def find_state(args, folder, log):
     return None
 
 
-def network_content(net, args, step, best):
+def network_content(net, average, args, step, best):
     """Return what net_*.pth holds: weights, arguments, step, statistics, quantizer state and best metrics."""
-    return dict(net=net.state_dict(), args=vars(args), iter=step, best=best,
+    return dict(net=net.state_dict(), ema=average.values, args=vars(args), iter=step, best=best,
                 mean=torch.as_tensor(net.mean), std=torch.as_tensor(net.std),
                 quantizer=net.vqvae.quantizer.training_state())
 
 
-def whole_state(net, args, step, best, optimizer, scaler, meter, **more):
-    """Return what state_*.pth holds: everything that an exact resume needs."""
-    cuda = next(net.parameters()).is_cuda
-    return dict(network_content(net, args, step, best), optimizer=optimizer.state_dict(),
+def whole_state(network, optimizer, scaler, meter, **more):
+    """Return what state_*.pth holds: `network_content`, and everything else that an exact resume needs."""
+    cuda = next(iter(network["net"].values())).is_cuda
+    return dict(network, optimizer=optimizer.state_dict(),
                 scaler=scaler.state_dict(), totals=meter.state_dict(), rng=torch.get_rng_state(),
                 rng_cuda=torch.cuda.get_rng_state() if cuda else None, **more)
 
 
-def restore(state, optimizer, scaler, meter):
-    """Put optimizer, loss scale, running totals and random numbers back. Returns (step, best metrics)."""
+def restore(state, optimizer, scaler, meter, average):
+    """Put back all but the network: optimizer, averages, random numbers, … Returns (step, best metrics)."""
     optimizer.load_state_dict(state["optimizer"])
     if state.get("scaler") and scaler.is_enabled():
         scaler.load_state_dict(state["scaler"])
     meter.load_state_dict(state["totals"])
+    average.load_state_dict(state.get("ema", {}))
     torch.set_rng_state(state["rng"])
     if state.get("rng_cuda") is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["rng_cuda"])

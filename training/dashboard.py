@@ -30,7 +30,7 @@ class Dashboard:
     """The pictures of one run.
 
     net: HumanVQVAE with mean and std. val: None, or a split's `clips`. count: clips to draw, 0: none.
-    usage: [(iteration, counts (K,) int32)] of every validation so far; the saved state carries it.
+    usage: [(iteration, counts (Q·K,) int32)] of every validation so far; the saved state carries it.
     """
 
     def __init__(self, writer, net, val, count, usage=()):
@@ -42,7 +42,7 @@ class Dashboard:
     def draw_validation(self, result, iteration):
         """Draw what `evaluate_clips` returned, and the picked clips."""
         first, self.result = not self.result, result
-        self.usage.append((iteration, torch.tensor(result["counts"], dtype=torch.int32)))
+        self.usage.append((iteration, torch.tensor(result["counts"], dtype=torch.int32).flatten()))
         if not self.clips:
             return
         steps, counts = zip(*self.usage)
@@ -51,7 +51,8 @@ class Dashboard:
         title = f"root-aligned error, {result['mpjpe']:.1f} mm after {iteration}"
         self._image("joint_errors", bar_figure([*errors], [*errors.values()], title, width=CARD), iteration)
         features, codes = reconstruct_clips(self.net, self.clips)
-        strip = code_strip(codes, self.net.nb_code, labels=self.clips.names, wrap=11)
+        coarse = [row if row.ndim == 1 else row[:, 0] for row in codes]
+        strip = code_strip(coarse, self.net.nb_code, labels=self.clips.names, wrap=11)
         self._image("codes", strip, iteration)
         for i, (joints, original) in enumerate(zip(self._joints(features), self.originals)):
             self._draw_clip(i, joints, original, iteration, first)

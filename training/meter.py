@@ -7,10 +7,10 @@ MEANS = ("L1", "Vel", "Commit", "PPL", "Grad_norm")  # TensorBoard tags of what 
 class Meter:
     """Means since the last log line, the codes used, and the first step that was not finite."""
 
-    def __init__(self, nb_code, device):
+    def __init__(self, quantizer, device):
         self.dtype = torch.float32 if device.type == "mps" else torch.float64
         self.sums = torch.zeros(len(MEANS) + 1, dtype=self.dtype, device=device)  # MEANS, number of steps
-        self.used = torch.zeros(nb_code, dtype=torch.bool, device=device)
+        self.used = torch.zeros(quantizer.num_layers, quantizer.nb_code, dtype=torch.bool, device=device)
         self.bad = torch.zeros((), dtype=torch.int64, device=device)
 
     def add(self, step, result):

@@ -95,8 +95,9 @@ class RunFolder:
         """Return the state to resume from, or None."""
         return None if self.silent else find_state(self.args, self.path, self.log)
 
-    def start(self, net, val, step, usage=()):
+    def start(self, net, average, val, step, usage=()):
         """Write args.json and open TensorBoard; events after `step`, of before a resume, are hidden."""
+        self.net, self.average = net, average
         self.time, self.step = time.monotonic(), step
         if not self.silent:
             write_json(os.path.join(self.path, "args.json"), vars(self.args))
@@ -131,24 +132,27 @@ class RunFolder:
             with self._harmless("drawing"):
                 self.board.draw_validation(result, iteration)
 
-    def save_best(self, net, scores, best, step):
+    def save_best(self, scores, best, step):
         """Save net_best_NAME.pth for every score, {name: smaller is better}, below the one in `best`."""
         for name, score in scores.items():
             if score < best.get(name, float("inf")):
                 best[name] = score
-                self.save_network(f"net_best_{name}.pth", net, step, best)
+                self.save_network(f"net_best_{name}.pth", step, best)
 
-    def save_network(self, name, net, step, best):
+    def save_network(self, name, step, best):
         """Save the network under a name."""
         if not self.silent:
-            save_checkpoint(os.path.join(self.path, name), network_content(net, self.args, step, best))
+            save_checkpoint(os.path.join(self.path, name), self._network(step, best))
 
-    def save_state(self, net, step, best, optimizer, scaler, meter, content):
+    def save_state(self, step, best, optimizer, scaler, meter, content):
         """Save everything that a resume needs."""
         if not self.silent:
             usage = self.board.usage if self.board else []
-            save_state(self.path, whole_state(net, self.args, step, best, optimizer, scaler, meter,
+            save_state(self.path, whole_state(self._network(step, best), optimizer, scaler, meter,
                                               usage=usage, content=content))
+
+    def _network(self, step, best):
+        return network_content(self.net, self.average, self.args, step, best)
 
     def finish(self):
         """Write the flags beside the final metrics, and every drawn clip as vis_NAME.gif."""

@@ -4,6 +4,7 @@ B windows, T frames, D features, C channels, K codes, R rows of latents.
 """
 import contextlib
 import copy
+import math
 from types import SimpleNamespace
 
 import torch
@@ -25,12 +26,15 @@ def learning_rate(step, args):
     """Return upstream's learning rate at a step, counted from 1 through warm-up and training.
 
     Warm-up steps 1 … w-1 (w = --warm-up-iter) run at lr·(step+1)/(w+1). Training starts from the rate
-    that the warm-up ended at, times gamma for every milestone that training iteration step-(w-1) has passed.
+    that the warm-up ended at, times gamma for every milestone that training iteration step-(w-1) has passed,
+    or times a half cosine over --total-iter.
     """
     warm_up = warm_up_steps(args)
     if step <= warm_up:
         return args.lr * (step + 1) / (args.warm_up_iter + 1)
     base = args.lr * (warm_up + 1) / (args.warm_up_iter + 1) if warm_up else args.lr
+    if args.lr_decay == "cosine":
+        return base * (1 + math.cos(math.pi * (step - warm_up - 1) / args.total_iter)) / 2
     return base * args.gamma ** sum(step - warm_up > milestone for milestone in args.lr_scheduler)
 
 
@@ -91,10 +95,11 @@ def train_step(objective, net, optimizer, scaler, parts):
 
     optimizer: fused. scaler: GradScaler, enabled for fp16. If the loss or the gradient of any rank is not
     finite, weights and codebook stay unchanged; that is decided on the device.
-    Returns a namespace over the whole batch: losses (4,) as of Objective, counts (K,) of the codes,
+    Returns a namespace over the whole batch: losses (4,) as of Objective, counts (K,) or (Q, K) of the codes,
     perplexity, gradient norm, refused () bool, and bad () bool: refused, and not by fp16's loss scale.
     """
     quantizer, world = net.vqvae.quantizer, rank_and_world()[1]
+    quantizer.draw_layers()
     if not quantizer.filled:
         init_codebook(net, parts)
     optimizer.zero_grad(set_to_none=True)

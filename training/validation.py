@@ -8,6 +8,7 @@ import numpy as np
 from dataset.dataset_TM_eval import draw, load_captioned
 from dataset.motion_folder import load_split
 from evaluation.evaluate import evaluate_clips, select_clips
+from evaluation.metrics import code_perplexity
 from evaluation.text import evaluate_text
 from models.evaluator_wrapper import find_missing, load_extractors
 from utils.motion_spec import MAX_EVAL_FRAMES
@@ -44,8 +45,17 @@ def load_validation(args, root, net, log):
 
 
 def validate(net, val, step, args):
-    """Return the metrics of the validation split, over all ranks, as `evaluate_clips` does."""
+    """Return the metrics of the validation split, over all ranks, as `evaluate_clips` does.
+
+    Of residual codes also the error by number of layers decoded, and the use of each layer.
+    """
     result = evaluate_clips(net, val.clips, loss=args.recons_loss)
+    layers = net.vqvae.quantizer.num_layers
+    for q, counts in enumerate(result["counts"] if layers > 1 else (), 1):
+        part = result if q == layers else evaluate_clips(net, val.clips, loss=args.recons_loss, layers=q)
+        result[f"MPJPE_of_{q}_layers"] = part["mpjpe"]
+        result[f"Perplexity_layer_{q}"] = code_perplexity(counts)
+        result[f"Codes_used_layer_{q}"] = int(np.count_nonzero(counts))
     if val.extractors:
         draws = [draw(val.captioned, np.random.default_rng([args.seed, step]))]
         result.update(evaluate_text(net, val.clips, val.captioned, draws, val.extractors, args.seed))
