@@ -1,6 +1,6 @@
 """The slow part of the fault table: kill -9 at random moments, half of them in mid-write, and a full disk.
 
-    python -m tests.faults [--kills 20] [--seed 0]
+    python -m tests.faults [--kills 20] [--seed 0] [FLAG OF train_vq.py …]
 
 Trains a small net without interruption, then once more while a killer is at work, and compares every logged
 value and the final weights bit by bit. Prints one line per fault and exits with code 1 when any differs.
@@ -26,10 +26,12 @@ FLAGS = ("--device", "cpu", "--width", "96", "--code-dim", "96", "--output-emb-w
          "--batch-size", "8", "--nb-vis", "0", "--window-size", "32",
          "--warm-up-iter", "40", "--total-iter", "900", "--lr-scheduler", "300", "--print-iter", "25",
          "--eval-iter", "100", "--save-iter", "10", "--exp-name", "run")
+MORE = []  # flags of the command line
 
 
 def start(root, out, *flags):
-    command = [sys.executable, "train_vq.py", *FLAGS, "--data-root", str(root), "--out-dir", str(out), *flags]
+    command = [sys.executable, "train_vq.py", *FLAGS, "--data-root", str(root), "--out-dir", str(out),
+               *MORE, *flags]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                             env={**os.environ, "OMP_NUM_THREADS": "1"})
 
@@ -123,7 +125,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args, more = parser.parse_known_args()
+    MORE.extend(more)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)

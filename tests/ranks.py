@@ -16,6 +16,11 @@ STEPS = ("--batch-size", "8", "--warm-up-iter", "6", "--total-iter", "20", "--lr
 RUNS = {
     **{quantizer: ("--quantizer", quantizer, "--float64")
        for quantizer in ("ema_reset", "orig", "ema", "reset")},
+    # layers are dropped: every rank must drop the same ones
+    "residual": ("--quantizer", "residual", "--num-quantizers", "3", "--quantize-dropout-prob", "0.5",
+                 "--ema-weights", "0.9", "--float64"),
+    "shared": ("--quantizer", "residual", "--num-quantizers", "2", "--shared-codebook", "--float64"),
+    "fsq": ("--quantizer", "fsq", "--fsq-levels", "4", "4", "--float64"),
     "few rows": ("--nb-code", "100", "--float64"),  # fewer rows than codes: they are repeated with noise
     "parts": ("--grad-accum", "2", "--float64"),
 }

@@ -106,7 +106,7 @@ OTHER_QUANTIZERS = ("num_quantizers", "shared_codebook", "fsq_levels")
 
 @pytest.mark.parametrize("name", NET_ARGS)
 def test_an_argument_against_the_file_is_refused_with_both_values(save, net, weights, name):
-    own = dict(NET_ARGS, nb_code=8, code_dim=32, output_emb_width=32, down_t=1, width=32, depth=2)
+    own = SMALL
     path = save({"net": weights, "args": own})
     text = refusal(path, **{name: CONTRADICTIONS[name]})
     assert str(CONTRADICTIONS[name]) in text and str(own[name]) in text
@@ -237,3 +237,81 @@ def test_other_entries_are_kept_for_resuming(save, weights):
     content = load_checkpoint(save({"net": weights, "optimizer": {"state": {}}, "best": {"mpjpe": 1.0}}))
     assert content["optimizer"] == {"state": {}} and content["best"] == {"mpjpe": 1.0}
     assert content["args"] == {}
+
+
+# residual and finite-scalar networks, and MoMask's files
+
+SMALL = dict(NET_ARGS, nb_code=8, code_dim=32, output_emb_width=32, down_t=1, width=32, depth=2)
+
+
+def build_residual(shared=False, **options):
+    torch.manual_seed(0)
+    net = HumanVQVAE.from_args(SimpleNamespace(**{
+        **SMALL, "quantizer": "residual", "num_quantizers": 3, "shared_codebook": shared, **options})).train()
+    net(torch.randn(2, 16, 263))
+    return net.eval()
+
+
+def write_momask(folder, net, **options):
+    """Lay a network out as MoMask does; returns its file."""
+    for name in ("model", "meta"):
+        (folder / name).mkdir(parents=True)
+    options = {**net.args, "dataset_name": net.args["dataname"], "milestones": [150, 250], **options}
+    lines = [f"{name}: {value}" for name, value in options.items() if name not in ("dataname", "quantizer")]
+    head, tail = "------------ Options -------------", "-------------- End ----------------"
+    (folder / "opt.txt").write_text("\n".join([head, *lines, tail]))
+    for name, value in (("mean", 0.5), ("std", 2.0)):
+        np.save(folder / "meta" / f"{name}.npy", np.full(263, value))
+    state = {name.removeprefix("vqvae."): value for name, value in net.state_dict().items()}
+    optimizer = torch.optim.AdamW(net.parameters())
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [150, 250])
+    torch.save({"vq_model": state, "opt_vq_model": optimizer.state_dict(),
+                "scheduler": scheduler.state_dict(),
+                "ep": 3, "total_it": 70}, folder / "model" / "latest.tar")
+    return folder / "model" / "latest.tar"
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_momasks_files_load_with_no_flags(tmp_path, shared):
+    net = build_residual(shared, vq_act="silu", dilation_growth_rate=2, vq_norm="LN")
+    file = write_momask(tmp_path / "rvq", net)
+    x = torch.randn(2, 16, 263)
+    for path in (file, tmp_path / "rvq"):
+        loaded = HumanVQVAE.from_checkpoint(path)
+        assert torch.equal(loaded.encode(x), net.encode(x)) and torch.equal(loaded(x)[0], net(x)[0])
+        assert loaded.args["shared_codebook"] is shared and loaded.args["num_quantizers"] == 3
+        assert loaded.iteration == 70 and loaded.mean[0] == 0.5 and loaded.std[0] == 2.0
+        assert loaded.remarks == ["network arguments read from opt.txt beside the checkpoint"]
+    quantizer = HumanVQVAE.from_checkpoint(file).train().vqvae.quantizer
+    before = quantizer.layers[0].codebook.clone()
+    quantizer(torch.randn(2, 32, 8))  # its statistics start as of uniform use: no code is replaced at once
+    assert (quantizer.layers[0].codebook - before).norm(dim=1).max() < 0.5 * before.norm(dim=1).max()
+
+
+def test_an_argument_against_momasks_file_is_refused(tmp_path):
+    file = write_momask(tmp_path / "rvq", build_residual(), num_quantizers=4)
+    assert "num_quantizers 4 contradicts the file, which has 3" in refusal(file)
+    (tmp_path / "rvq" / "opt.txt").unlink()
+    assert "num_quantizers" in refusal(file, num_quantizers=2)
+    assert HumanVQVAE.from_checkpoint(file).vqvae.quantizer.num_layers == 3  # the tensors tell as much
+    assert "codebook" in refusal(file, shared_codebook=True)
+
+
+def test_the_levels_of_finite_scalars_must_be_recorded(save):
+    torch.manual_seed(0)
+    args = SimpleNamespace(**{**SMALL, "quantizer": "fsq", "fsq_levels": [4, 3], "nb_code": 12})
+    net, x = HumanVQVAE.from_args(args).eval(), torch.randn(2, 16, 263)
+    loaded = HumanVQVAE.from_checkpoint(save({"net": net.state_dict(), "args": net.args}))
+    assert torch.equal(loaded.encode(x), net.encode(x)) and loaded.nb_code == 12
+    bare = save({"net": net.state_dict()})
+    assert "fsq_levels" in refusal(bare)
+    assert HumanVQVAE.from_checkpoint(bare, fsq_levels=[4, 3]).nb_code == 12
+    assert "project_in.weight" in refusal(bare, fsq_levels=[4, 3, 2])
+    assert "fsq_levels" in refusal(bare, fsq_levels=[4, 1])
+
+
+def test_averaged_weights_count_where_the_file_holds_them(save, net, weights):
+    ema = {"vqvae.encoder.model.0.bias": torch.full((32,), 7.0)}
+    loaded = HumanVQVAE.from_checkpoint(save({"net": weights, "ema": ema}))
+    assert (loaded.vqvae.encoder.model[0].bias == 7).all()
+    assert torch.equal(loaded.vqvae.encoder.model[0].weight, net.vqvae.encoder.model[0].weight)

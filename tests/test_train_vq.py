@@ -11,6 +11,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from dataset.motion_folder import load_split
+from evaluation.evaluate import evaluate_clips
 from models.loading import load_checkpoint
 from models.vqvae import HumanVQVAE
 from options.option_vq import get_args_parser
@@ -95,10 +97,14 @@ def test_validation_does_not_disturb_training(data_root, tmp_path, trained):
 # inside the warm-up, at its end, at an epoch's end (five clips, batches of four), at the milestone, after it,
 # and before the last step
 @pytest.mark.parametrize(("at", "quantizer"), [
-    (2, "ema_reset"), (3, "orig"), (5, "ema"), (9, "ema_reset"), (10, "reset"), (14, "ema_reset")])
+    (2, "ema_reset"), (3, "orig"), (5, "ema"), (9, "ema_reset"), (10, "reset"), (14, "ema_reset"),
+    (8, "residual --num-quantizers 3 --quantize-dropout-prob 0.5 --sample-codebook-temp 0.5 "
+        "--block-dropout 0.2 --ema-weights 0.9"),
+    (4, "residual --num-quantizers 2 --shared-codebook"),
+    (9, "fsq --fsq-levels 8 8")])
 def test_a_resumed_run_is_bit_identical(data_root, tmp_path, quantizer, at, monkeypatch):
     # 64 codes for 32 rows a batch: rows are repeated with noise, so the random numbers must go on
-    flags = ("--quantizer", quantizer, "--lr-scheduler", "6", "--eval-iter", "4", "--nb-code", "64")
+    flags = ("--lr-scheduler", "6", "--eval-iter", "4", "--nb-code", "64", "--quantizer", *quantizer.split())
     assert main(small_args(data_root, tmp_path / "whole", *flags)) == 0
     signal_at(monkeypatch, at)
     assert main(small_args(data_root, tmp_path / "parts", *flags)) == 128 + signal.SIGUSR1
@@ -109,7 +115,9 @@ def test_a_resumed_run_is_bit_identical(data_root, tmp_path, quantizer, at, monk
     assert load_checkpoint(tmp_path / "parts" / "run" / "state_last.pth")["iter"] == at
     torch.manual_seed(999)  # whatever the process did in between
     assert main(small_args(data_root, tmp_path / "parts", *flags, "--resume", "auto")) == 0
-    assert same(weights(tmp_path / "whole" / "run"), weights(tmp_path / "parts" / "run"))
+    for key in ("net", "ema"):
+        assert same(*(load_checkpoint(tmp_path / name / "run" / "net_last.pth")[key]
+                      for name in ("whole", "parts")))
     assert curves(tmp_path / "whole" / "run") == curves(tmp_path / "parts" / "run")
 
 
@@ -216,6 +224,27 @@ def test_what_a_checkpoint_records_is_used(data_root, tmp_path, capsys):
     for flag, value in (("--vq-act", "relu"), ("--width", "32"), ("--quantizer", "ema"),
                         ("--dilation-growth-rate", "3")):
         refused(get_args_parser([*plain, "--exp-name", "c", flag, value]), capsys, value)
+
+
+def test_averaged_weights_are_evaluated_saved_and_loaded(data_root, tmp_path):
+    assert main(small_args(data_root, tmp_path, "--ema-weights", "0.9", "--lr", "5e-3")) == 0
+    saved = load_checkpoint(tmp_path / "run" / "net_last.pth")
+    loaded = HumanVQVAE.from_checkpoint(tmp_path / "run")
+    for name, value in loaded.named_parameters():
+        assert torch.equal(value, saved["ema"][name]) and not torch.equal(value, saved["net"][name]), name
+    clips = load_split(data_root, "val", loaded.spec, loaded.mean, loaded.std, cache=False)
+    logged = curves(tmp_path / "run")["./Test/mpjpe"][-1][1]
+    assert evaluate_clips(loaded, clips)["mpjpe"] == pytest.approx(logged, rel=1e-5)
+
+
+def test_residual_codes_are_followed_layer_by_layer(data_root, tmp_path):
+    flags = ("--quantizer", "residual", "--num-quantizers", "3", "--total-iter", "6")
+    assert main(small_args(data_root, tmp_path, *flags)) == 0
+    found = curves(tmp_path / "run")
+    for q in (1, 2, 3):
+        for name in (f"MPJPE_of_{q}_layers", f"Perplexity_layer_{q}", f"Codes_used_layer_{q}"):
+            assert [step for step, _ in found[f"./Test/{name}"]] == [6]
+    assert found["./Test/MPJPE_of_3_layers"] == found["./Test/mpjpe"]
 
 
 # faults
