@@ -16,8 +16,7 @@ from utils.motion_spec import get_spec
 CACHE = ".packed"
 ABANDONED = 3600        # seconds after which a temporary file is a killed process's
 SMALLEST_STD = 1e-8     # below it an entry of std.npy is no statistic of any motion
-ORIGINS = {263: "HumanML3D's (--dataname t2m)", 251: "KIT-ML's (--dataname kit)",
-           322: "Motion-X's, not read here"}
+ORIGINS = {263: "HumanML3D's (--dataname t2m)", 251: "KIT-ML's (--dataname kit)"}
 
 
 def read_ids(path):
@@ -25,26 +24,14 @@ def read_ids(path):
 
     Raises UserError for a file that is missing, empty or no text, and for an id that leaves the folder.
     """
-    ids = {}
-    for number, line in enumerate(read_text(path, "one clip id per line").splitlines(), 1):
-        name = line.strip()
+    ids = [line.strip() for line in read_text(path, "one clip id per line").splitlines()]
+    for number, name in enumerate(ids, 1):
         parts = name.replace("\\", "/").split("/")
-        if name and (not parts[0] or ".." in parts or ":" in name):
-            raise UserError(f"{path}, line {number}: id {name[:40]!r} leaves the folder; expected a name")
-        if len(name) > 250:
-            raise UserError(f"{path}, line {number}: {len(name)} characters; expected one clip id per line")
-        if name:
-            ids[name] = None
-    if not ids:
+        if len(name) > 250 or (name and (not parts[0] or ".." in parts or ":" in name)):
+            raise UserError(f"{path}, line {number}: {name[:40]!r} is no clip id; expected a name on each line")
+    if not any(ids):
         raise UserError(f"{path}: holds no clip id; expected one per line")
-    return list(ids)
-
-
-def id_hint(name):
-    """Return what is odd about the id of a clip that has no file, or an empty string."""
-    if name.lower().endswith(".npy"):
-        return "; ids come without .npy"
-    return "; expected one id per line" if set(name) & set(",;\t ") else ""
+    return list(dict.fromkeys(filter(None, ids)))
 
 
 def find_clips(root):
@@ -172,7 +159,8 @@ def _read_clips(folder, ids, size, spec, mean, std):
         try:
             clip = read_clip(folder / f"{name}.npy", spec)
         except UserError as error:
-            bad.append(f"{error}{'' if os.path.exists(folder / f'{name}.npy') else id_hint(name)}")
+            hint = "; ids come without .npy" if name.lower().endswith(".npy") else ""
+            bad.append(f"{error}{hint}")
             continue
         offsets.append(offsets[-1] + len(clip))
         frames[offsets[-2]:offsets[-1]] = (clip - mean) / std
@@ -200,24 +188,13 @@ def _fingerprint(folder, ids, spec, mean, std, skip_bad):
     return size, digest.hexdigest()
 
 
-def _checksum(frames):
-    """Return a SHA-256 of each MiB's sum of 64-bit words, and of the rest: any flipped bit changes it."""
-    data = frames.reshape(-1).view(np.uint8)
-    whole = data.size >> 20 << 20
-    sums = data[:whole].view(np.uint64).reshape(-1, 1 << 17).sum(1)
-    return hashlib.sha256(sums.tobytes() + data[whole:].tobytes()).hexdigest()
-
-
 def _map_cache(packed, key):
     """Return the clips of the cache, frames mapped; None where it is missing, damaged or of other files."""
     try:
         index = json.loads(Path(f"{packed}.json").read_text(encoding="utf-8"))
-        if index.pop("key") != key:
-            return None
-        frames = load_array(f"{packed}.npy", mmap=True)
-        if index.pop("checksum") != _checksum(frames):
-            return None
-        return SimpleNamespace(**{**index, "frames": frames, "offsets": np.array(index["offsets"], np.int64)})
+        frames, offsets = load_array(f"{packed}.npy", mmap=True), np.array(index["offsets"], np.int64)
+        whole = index.pop("key") == key and len(frames) == offsets[-1]
+        return SimpleNamespace(**{**index, "frames": frames, "offsets": offsets}) if whole else None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, UserError):
         return None
 
@@ -225,7 +202,7 @@ def _map_cache(packed, key):
 def _write_cache(packed, key, clips):
     """Pack the clips; a folder that cannot be written simply has no cache."""
     index = dict(names=clips.names, offsets=clips.offsets.tolist(), bad=clips.bad, warning=clips.warning,
-                 content=clips.content, checksum=_checksum(clips.frames), key=key)
+                 content=clips.content, key=key)
     with contextlib.suppress(OSError, UserError):
         save_array(f"{packed}.npy", clips.frames)
         write_json(f"{packed}.json", index)

@@ -118,3 +118,29 @@ def reconstruct_clips(net, clips, max_frames=BATCH_FRAMES):
             for i, x, row in zip(batch, out.cpu().numpy(), idx.cpu().numpy()):
                 features[i], codes[i] = x, row
     return features, codes
+
+
+def as_array(value):
+    """Return an array of an array, a tensor of any device, or nested lists."""
+    return value.detach().cpu().numpy() if torch.is_tensor(value) else np.asarray(value)
+
+
+def as_list(value, axes):
+    """Return a list of arrays, and a function that puts their results together again in the same way.
+
+    value: one array, a batch along a first axis, or a list. axes: array → how many axes a single one has.
+    """
+    if isinstance(value, (list, tuple)) and len(value) and np.ndim(value[0]):
+        return [as_array(each) for each in value], list
+    array = as_array(value)
+    if array.ndim == axes(array):
+        return [array], lambda results: results[0]
+    if array.ndim == 0 or len(array) == 0:
+        raise UserError(f"shape {array.shape} holds nothing; expected a clip, a batch or a list of clips")
+    return list(array), torch.stack
+
+
+def in_order(batches, count):
+    """Return the `count` results of batches (positions, array), in order, as tensors."""
+    results = {i: torch.from_numpy(row) for batch, output in batches for i, row in zip(batch, output)}
+    return [results[i] for i in range(count)]

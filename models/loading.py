@@ -17,7 +17,7 @@ import torch
 from options.common import ACTIVATIONS, NET_ARGS, NORMS, QUANTIZERS
 from utils.errors import UserError
 from utils.files import describe_file, load_array, read_text
-from utils.motion_spec import SPECS
+from utils.motion_spec import SPECS, get_spec
 
 MODEL, CONFIG = "model.safetensors", "config.json"  # the pair that model hubs read
 PAIR, PAIR_VERSION = "motion-vqvae", 1
@@ -28,8 +28,7 @@ CONSTRUCTOR = [*NET_ARGS][[*NET_ARGS].index("nb_code"):]  # HumanVQVAE's paramet
 ALIASES = {"activation": "vq_act", "norm": "vq_norm", "dataset_name": "dataname", "dropout": "block_dropout"}
 CHOICES = {"dataname": tuple(SPECS), "quantizer": QUANTIZERS, "vq_act": ACTIVATIONS,
            "vq_norm": (None, *NORMS[1:]), "shared_codebook": (False, True)}
-NUMBERS = ("mu", "beta", "quantize_dropout_prob", "sample_codebook_temp", "block_dropout")
-UNTOLD = ("quantizer", "vq_act", "vq_norm", "dilation_growth_rate")  # may be assumed, and is then said
+UNTOLD = ("quantizer", "vq_act", "vq_norm", "dilation_growth_rate")  # no tensor may tell: said when assumed
 
 FIRST = "encoder.model.0.weight"  # every state-dict of the network holds this key, after its prefix
 STATE_KEYS = ("net", "vq_model", "state_dict", "model")
@@ -163,52 +162,48 @@ def strip_prefixes(state, path):
 def network_args(checkpoint, path, given):
     """Return the arguments of a checkpoint's network, a dict of NET_ARGS, and lines on what was assumed.
 
-    Each comes from the file (else from opt.txt or args.json beside it), from the caller's `given`, or from
-    what fits the tensors, the published one first. Raises UserError where two contradict.
+    Each comes from the file (else from opt.txt or args.json beside it), from its tensors, from the caller's
+    `given`, or is the published one. Raises UserError where `given` contradicts the file.
     """
-    possible, recorded, remarks = infer_args(checkpoint["net"], path), _known(checkpoint["args"], path), []
+    recorded, remarks = _known(checkpoint["args"], path), []
     if not recorded:
         recorded, remarks = _read_beside(path)
-    given, args, assumed = _known(given, "from_checkpoint"), {}, []
-    for name, default in NET_ARGS.items():
-        fits = possible.get(name, ())
-        for value in (values[name] for values in (recorded, given) if name in values):
-            if fits and value not in fits:
-                raise UserError(f"{path}: {name} {value} contradicts the file, which has "
-                                f"{' or '.join(map(str, fits))}; leave it out")
-            args[name] = value
-            fits = fits if name == "dataname" else (value,)  # data sets of one width are alike
-        if name not in args:
-            args[name] = fits[0] if fits else default
-            if len(fits) != 1 and name in UNTOLD:
-                assumed.append(f"{name} {args[name]}")
+    told = infer_args(checkpoint["net"], path)
+    for values in (recorded, _known(given, "from_checkpoint")):
+        for name, value in values.items():
+            alike = name == "dataname" and get_spec(value).width == get_spec(told[name]).width
+            if value != told.get(name, value) and not alike:
+                raise UserError(f"{path}: {name} {value} contradicts the file, which has {told[name]}; "
+                                "leave it out")
+        told.update(values)
+    args = {**NET_ARGS, "vq_norm": "LN", **told}  # a norm that is not told is LN or GN
+    if assumed := [f"{name} {args[name]}" for name in UNTOLD if name not in told]:
+        remarks.append("what the checkpoint does not tell was assumed: " + ", ".join(assumed))
     if args["quantizer"] == "fsq":
         if not args["fsq_levels"]:
-            raise UserError(f"{path}: records no fsq_levels, which its tensors do not tell; "
-                            "put them into an opt.txt beside it (fsq_levels: [8, 5, 5, 5])")
+            raise UserError(f"{path}: its tensors do not tell the fsq_levels; give them, or put them into an "
+                            "opt.txt beside it (fsq_levels: [8, 5, 5, 5])")
         args["nb_code"] = math.prod(args["fsq_levels"])
-    if assumed:
-        remarks.append("what the checkpoint does not tell was assumed: " + ", ".join(assumed))
     return args, remarks
 
 
 def infer_args(state, path="checkpoint"):
-    """Return what a state-dict tells of its network: {name of NET_ARGS: tuple of the values that fit}."""
-    first, quantizer = state.get(f"vqvae.{FIRST}"), _infer_quantizer(state)
-    if first is None or first.ndim != 3 or not quantizer:
+    """Return what a state-dict tells of its network, {name of NET_ARGS: value}."""
+    first, told = state.get(f"vqvae.{FIRST}"), _infer_quantizer(state)
+    if first is None or first.ndim != 3 or not told:
         raise UserError(f"{path}: no motion VQ-VAE; its state-dict holds {_some(state)}")
-    datanames = tuple(spec.name for spec in SPECS.values() if spec.width == first.shape[1])
+    datanames = [spec.name for spec in SPECS.values() if spec.width == first.shape[1]]
     if not datanames:
         raise UserError(f"{path}: {first.shape[1]} features a frame: a data set this project does not know")
     block = "vqvae.encoder.model.2.1.model."
-    norms = ("BN",) if f"{block}0.norm1.running_mean" in state else ("LN", "GN")  # LN and GN look alike
-    down = state.get("vqvae.encoder.model.2.0.weight")
-    return dict(
-        quantizer, dataname=datanames, output_emb_width=quantizer["code_dim"],
-        down_t=(sum(bool(re.fullmatch(r"vqvae\.encoder\.model\.\d+\.0\.weight", name)) for name in state),),
-        stride_t=(2 if down is None else down.shape[-1] // 2,), width=(first.shape[0],),
-        depth=(sum(name.startswith(block) and name.endswith("conv1.weight") for name in state),),
-        vq_norm=norms if f"{block}0.norm1.weight" in state else (None,))
+    if f"{block}0.norm1.weight" not in state:
+        told["vq_norm"] = None
+    elif f"{block}0.norm1.running_mean" in state:
+        told["vq_norm"] = "BN"  # LN and GN look alike
+    down = [name for name in state if re.fullmatch(r"vqvae\.encoder\.model\.\d+\.0\.weight", name)]
+    return dict(told, dataname=datanames[0], output_emb_width=told["code_dim"], down_t=len(down),
+                stride_t=state[down[0]].shape[-1] // 2 if down else 2, width=first.shape[0],
+                depth=sum(name.startswith(block) and name.endswith("conv1.weight") for name in state))
 
 
 def _infer_quantizer(state):
@@ -216,19 +211,18 @@ def _infer_quantizer(state):
     own = {name.removeprefix("vqvae.quantizer."): tensor for name, tensor in state.items()
            if name.startswith("vqvae.quantizer.") and tensor.ndim == 2}
     layers = [tensor for name, tensor in own.items() if re.fullmatch(r"layers\.\d+\.codebook", name)]
+    if "project_in.weight" in own:
+        return dict(quantizer="fsq", code_dim=own["project_in.weight"].shape[1])
+    told = {}  # a plain codebook is ema_reset's, ema's or reset's
     if layers:
-        shared = len(layers) > 1 and all(torch.equal(layer, layers[0]) for layer in layers)
-        found, codes = dict(quantizer=("residual",), num_quantizers=(len(layers),),
-                            shared_codebook=(True, False) if shared else (False,)), layers[0]
-    elif "project_in.weight" in own:
-        return dict(quantizer=("fsq",), code_dim=(own["project_in.weight"].shape[1],))
+        told = dict(quantizer="residual", num_quantizers=len(layers))
+        if any(not torch.equal(layer, layers[0]) for layer in layers):
+            told["shared_codebook"] = False
     elif "embedding.weight" in own:
-        found, codes = dict(quantizer=("orig",)), own["embedding.weight"]
-    elif "codebook" in own:
-        found, codes = dict(quantizer=("ema_reset", "ema", "reset")), own["codebook"]
-    else:
-        return {}
-    return dict(found, nb_code=(codes.shape[0],), code_dim=(codes.shape[1],))
+        told = dict(quantizer="orig")
+    for codes in (*layers[:1], *(own[name] for name in ("embedding.weight", "codebook") if name in own)):
+        told.update(nb_code=codes.shape[0], code_dim=codes.shape[1])
+    return told
 
 
 def _known(values, path):
@@ -236,16 +230,14 @@ def _known(values, path):
     values = {ALIASES.get(name, name): value for name, value in values.items()}
     known = {name: values[name] for name in NET_ARGS if name in values}
     for name, value in known.items():
+        default, expected = NET_ARGS[name], CHOICES.get(name, "a number, 1 or more")
         if name in CHOICES:
-            fits = isinstance(value, str | bool | None) and value in CHOICES[name]
-        elif name in NUMBERS:
-            fits = isinstance(value, int | float) and value >= 0
+            fits = isinstance(value, str | bool | None) and value in expected
         elif name == "fsq_levels":
-            fits = value is None or all(isinstance(level, int) and level > 1 for level in value)
+            fits = value is None or all(isinstance(level, int) and 1 < level <= 1 << 20 for level in value)
         else:
-            fits = isinstance(value, int) and 0 < value <= 1 << 20
+            fits = isinstance(value, type(default) | int) and isinstance(default, int) <= value <= 1 << 20
         if not fits:
-            expected = CHOICES.get(name, "a number over 0")
             raise UserError(f"{path}: {name} is {str(value)[:30]!r}; expected {expected}")
     return known
 
@@ -275,7 +267,7 @@ def _read_lines(text):
     for key, _, value in (line.partition(":") for line in text.splitlines()):
         try:
             values[key.strip()] = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
             values[key.strip()] = value.strip()
     return values
 

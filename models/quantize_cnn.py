@@ -57,10 +57,7 @@ class BaseQuantizer(nn.Module):
         return rows.view(batch, -1, rows.shape[1]).transpose(1, 2)
 
     def look_up(self, x):
-        """Quantize x (N, C, T'). Nothing changes.
-
-        Returns the quantized latents (N, C, T'), the commitment loss (), rows (R, C) and code indices (R,).
-        """
+        """Return the quantized x (N, C, T'), commitment loss (), rows (R, C) and codes (R,). Nothing changes."""
         with torch.autocast(x.device.type, enabled=False):
             rows = self.to_rows(x)
             idx = self.quantize(rows.detach())
@@ -73,10 +70,7 @@ class BaseQuantizer(nn.Module):
         """Choose the layers that the next training batch uses: a single layer has no choice."""
 
     def forward(self, x):
-        """Quantize x (N, C, T'); in training, fill the codebook from the first batch and move it after each.
-
-        Returns the quantized latents (N, C, T'), the commitment loss () and the perplexity ().
-        """
+        """Return the quantized x (N, C, T'), commitment loss () and perplexity (); training moves the codes."""
         if self.training:
             self.draw_layers()
             if not self.filled:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 
-from models.batches import decode_rows, run_in_batches
+from models.batches import as_array, as_list, decode_rows, in_order, run_in_batches
 from models.encdec import Decoder, Encoder
 from models.loading import ALIASES, CONSTRUCTOR, NET_ARGS, load_checkpoint, network_args, read_statistics
 from models.quantize_cnn import QuantizeEMA, QuantizeEMAReset, Quantizer, QuantizeReset
@@ -174,7 +174,7 @@ class HumanVQVAE(nn.Module):
         Warns once where a clip looks normalised already. Raises UserError for other shapes, for NaN and Inf,
         and without statistics.
         """
-        clips, together = _as_list(motion, lambda a: 3 if a.shape[-2:] == (self.nb_joints, 3) else 2)
+        clips, together = as_list(motion, lambda a: 3 if a.shape[-2:] == (self.nb_joints, 3) else 2)
         clips = [self.normalise(self._raw(clip), f"clip {i}") for i, clip in enumerate(clips)]
         for i, clip in enumerate(clips):
             if problem := normalisation_problem(clip.float().cpu(), 3, np.inf):
@@ -182,7 +182,7 @@ class HumanVQVAE(nn.Module):
                 break
         batches = run_in_batches(self, lambda batch: self.encode(torch.stack([clips[i] for i in batch])),
                                  [len(clip) for clip in clips])
-        return together(_in_order(batches, len(clips)))
+        return together(in_order(batches, len(clips)))
 
     def decode_joints(self, codes):
         """Return joints (T, J, 3), float32, in the data set's unit, of one clip's codes (T',) or (T', q).
@@ -190,8 +190,8 @@ class HumanVQVAE(nn.Module):
         A code gives 2**down_t frames. A batch (N, T') or (N, T', q) gives (N, T, J, 3), a list gives a list.
         Raises UserError for what is no row of codes.
         """
-        rows, together = _as_list(codes, lambda array: self.vqvae.quantizer.clip_axes)
-        return together([self.to_joints(each) for each in _in_order(decode_rows(self, rows), len(rows))])
+        rows, together = as_list(codes, lambda array: self.vqvae.quantizer.clip_axes)
+        return together([self.to_joints(each) for each in in_order(decode_rows(self, rows), len(rows))])
 
     def reconstruct(self, motion):
         """Return `decode_joints(tokenize(motion))`: joints (T, J, 3) that start at the origin and face +z."""
@@ -204,7 +204,7 @@ class HumanVQVAE(nn.Module):
         visualize/player.py.
         """
         from visualize.player import beside, player  # slow to import, and only notebooks need it
-        clip, original = _array(clip), None
+        clip, original = as_array(clip), None
         codes = clip if clip.dtype.kind in "iu" else self.tokenize(features := self._raw(clip)).numpy()
         if layers:
             titled = [(codes[:, :q], f"{q} layer{'s' * (q > 1)}") for q in layers]
@@ -218,7 +218,7 @@ class HumanVQVAE(nn.Module):
 
     def normalise(self, features, name="a motion"):
         """Return raw features (…, T, D) as normalised ones on the net's device, cut to whole codes."""
-        unit, (mean, std), features = 2 ** self.down_t, self._statistics(), _array(features)
+        unit, (mean, std), features = 2 ** self.down_t, self._statistics(), as_array(features)
         if features.ndim < 2 or features.shape[-2] < unit or features.shape[-1] != self.spec.width:
             raise UserError(f"{name} has shape {features.shape}; expected features ({unit} frames or more, "
                             f"{self.spec.width}) or joints ({unit + 1} frames or more, {self.nb_joints}, 3)")
@@ -269,32 +269,6 @@ class HumanVQVAE(nn.Module):
             f"{self.vqvae.quant}: {self.nb_code} codes of {2 ** self.down_t} frames, "
             f"width {quantizer.code_dim}{'' if quantizer.filled else ', not filled yet'}",
             f"iteration: {self.iteration}; mean and std: {kind}", *self.remarks])
-
-
-def _array(value):
-    """Return an array of an array, a tensor of any device, or nested lists."""
-    return value.detach().cpu().numpy() if torch.is_tensor(value) else np.asarray(value)
-
-
-def _as_list(value, axes):
-    """Return a list of arrays, and a function that puts their results together again in the same way.
-
-    value: one array, a batch along a first axis, or a list. axes: array → how many axes a single one has.
-    """
-    if isinstance(value, (list, tuple)) and len(value) and np.ndim(value[0]):
-        return [_array(each) for each in value], list
-    array = _array(value)
-    if array.ndim == axes(array):
-        return [array], lambda results: results[0]
-    if array.ndim == 0 or len(array) == 0:
-        raise UserError(f"shape {array.shape} holds nothing; expected a clip, a batch or a list of clips")
-    return list(array), torch.stack
-
-
-def _in_order(batches, count):
-    """Return the `count` results of batches (positions, array), in order, as tensors."""
-    results = {i: torch.from_numpy(row) for batch, output in batches for i, row in zip(batch, output)}
-    return [results[i] for i in range(count)]
 
 
 def load_net(net, checkpoint, path="checkpoint"):

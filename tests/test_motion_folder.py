@@ -51,7 +51,7 @@ def test_unclean_split_files_read_as_clean_ones(root):
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../x", "C:\\x", "..\\x"])
 def test_ids_that_leave_the_folder_are_refused(root, name):
     (root / "train.txt").write_text(f"000000\n{name}\n")
-    with pytest.raises(UserError, match=r"train\.txt, line 2.*leaves the folder"):
+    with pytest.raises(UserError, match=r"train\.txt, line 2.*is no clip id"):
         load(root)
 
 
@@ -106,10 +106,6 @@ def spoil_bomb(path):
     np.lib.format.write_array_header_1_0(path.open("wb"), header)
 
 
-def spoil_motion_x(path):
-    np.save(path, np.zeros((80, 322), np.float32))
-
-
 def spoil_joints(path):
     np.save(path, np.zeros((80, 22, 3), np.float32))
 
@@ -122,7 +118,7 @@ def spoil_link(path):
 SPOILS = {spoil_truncate: "damaged or cut short", spoil_empty: "an empty file",
           spoil_object: "Python objects", spoil_nan: r"frame 7 is NaN or Inf",
           spoil_rank: r"shape \(263,\)", spoil_integer: "int64",
-          spoil_width: r"251 features are KIT-ML's", spoil_motion_x: "322 features are Motion-X's",
+          spoil_width: r"251 features are KIT-ML's",
           spoil_joints: r"dataset\.prepare makes features of joints", spoil_bomb: "damaged or cut short",
           spoil_link: "a link to a file that is not there", lambda path: path.unlink(): "no such file"}
 
@@ -227,8 +223,8 @@ def test_advice_does_not_go_in_circles(root, tmp_path):
 
 
 @pytest.mark.parametrize(("text", "words"), [
-    ("000000.npy\n000001.npy\n", "ids come without .npy"), ("000000, 000001, 000002", "one id per line"),
-    (", ".join(f"{i:06d}" for i in range(99)), "one clip id per line"),
+    ("000000.npy\n000001.npy\n", "ids come without .npy"), ("000000, 000001", "no such file"),
+    (", ".join(f"{i:06d}" for i in range(99)), "is no clip id"),
     ("000000\n000001\n".encode("utf-16"), "is UTF-16 text"),
     ("000000\n".encode("utf-16-le"), "is UTF-16 text"),
     (b"caf\xe9\n", "no UTF-8 text"), (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
@@ -284,27 +280,11 @@ def tear_cache(root):
     path.write_bytes(path.read_bytes()[:-4000])
 
 
-def flip_cache(root):
-    path = root / ".packed" / "train.npy"
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(bytes(data))
-
-
-def swap_cache(root):
-    """Two blocks of a MiB each have changed places: the sum of all words is the same."""
-    path = root / ".packed" / "train.npy"
-    data = path.read_bytes()
-    start, block = 128, 1 << 20
-    first, second = data[start:start + block], data[start + block:start + 2 * block]
-    path.write_bytes(data[:start] + second + first + data[start + 2 * block:])
-
-
 def garble_index(root):
     (root / ".packed" / "train.json").write_text("{")
 
 
-CHANGES = (change_statistics, change_ids, tear_cache, flip_cache, swap_cache, garble_index)
+CHANGES = (change_statistics, change_ids, tear_cache, garble_index)
 
 
 @pytest.mark.parametrize("change", CHANGES)
