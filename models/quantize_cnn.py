@@ -57,7 +57,7 @@ class BaseQuantizer(nn.Module):
         return rows.view(batch, -1, rows.shape[1]).transpose(1, 2)
 
     def look_up(self, x):
-        """Return the quantized x (N, C, T'), commitment loss (), rows (R, C) and codes (R,). Nothing changes."""
+        """Return the quantized x (N, C, T'), commitment loss (), rows (R, C) and codes (R,)."""
         with torch.autocast(x.device.type, enabled=False):
             rows = self.to_rows(x)
             idx = self.quantize(rows.detach())
@@ -70,7 +70,7 @@ class BaseQuantizer(nn.Module):
         """Choose the layers that the next training batch uses: a single layer has no choice."""
 
     def forward(self, x):
-        """Return the quantized x (N, C, T'), commitment loss () and perplexity (); training moves the codes."""
+        """Return the quantized x (N, C, T'), commitment loss () and perplexity (). Training moves codes."""
         if self.training:
             self.draw_layers()
             if not self.filled:
