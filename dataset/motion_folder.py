@@ -28,7 +28,7 @@ def read_ids(path):
     for number, name in enumerate(ids, 1):
         parts = name.replace("\\", "/").split("/")
         if len(name) > 250 or (name and (not parts[0] or ".." in parts or ":" in name)):
-            raise UserError(f"{path}, line {number}: {name[:40]!r} is no clip id; expected a name on each line")
+            raise UserError(f"{path}, line {number}: {name[:40]!r} is no clip id; expected one per line")
     if not any(ids):
         raise UserError(f"{path}: holds no clip id; expected one per line")
     return list(dict.fromkeys(filter(None, ids)))

@@ -22,6 +22,11 @@ class QuantizeFSQ(BaseQuantizer):
         self.project_in = nn.Linear(code_dim, len(levels))
         self.project_out = nn.Linear(len(levels), code_dim)
 
+    @property
+    def codes(self):
+        """Return the code of every index, (K, C)."""
+        return self.dequantize(torch.arange(self.nb_code, device=self.norm.weight.device))
+
     def scalars(self, rows):
         """Return the codes in [-1, 1] (R, d) of rows (R, C)."""
         return self.scalar(self.project_in(self.norm(rows.to(self.norm.weight.dtype))))

@@ -32,6 +32,11 @@ class ResidualVQ(BaseQuantizer):
         self.register_buffer("active", torch.ones(self.num_layers, dtype=torch.bool), persistent=False)
 
     @property
+    def codes(self):
+        """Return the coarse layer's codebook (K, C)."""
+        return self.layers[0].codes
+
+    @property
     def filled(self):
         """Whether every layer has its codes."""
         return all(layer.filled for layer in self.layers)

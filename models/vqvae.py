@@ -200,21 +200,25 @@ class HumanVQVAE(nn.Module):
     def play(self, clip, layers=None, **options):
         """Return a notebook's player of one clip's codes, or of a motion under its reconstruction.
 
-        layers: numbers of residual layers to decode, one player each, side by side. options: of
-        visualize/player.py.
+        layers: numbers of residual layers to decode, one player each, side by side; None: all, in one player.
+        options: of visualize/player.py.
         """
         from visualize.player import beside, player  # slow to import, and only notebooks need it
         clip, original = as_array(clip), None
-        codes = clip if clip.dtype.kind in "iu" else self.tokenize(features := self._raw(clip)).numpy()
-        if layers:
-            titled = [(codes[:, :q], f"{q} layer{'s' * (q > 1)}") for q in layers]
-            return beside(*[self.play(part, title=title, **options) for part, title in titled])
-        joints = self.decode_joints(codes)
-        if codes is not clip:
-            original = recover_from_ric(torch.as_tensor(features), self.nb_joints)[:len(joints)]
-        row = codes if codes.ndim == 1 else codes[:, 0]
-        return player(joints, self.spec, **{"unit": 2 ** self.down_t, "codes": row, "reference": original,
-                                            **options})
+        if clip.dtype.kind in "iu":  # codes; one row stands for the coarse layer of residual codes
+            codes = clip[:, None] if clip.ndim < self.vqvae.quantizer.clip_axes else clip
+        else:
+            features = self._raw(clip)
+            codes = self.tokenize(features).numpy()
+            original = recover_from_ric(torch.as_tensor(features), self.nb_joints)
+        players = []
+        for count in layers or [self.vqvae.quantizer.num_layers]:
+            joints = self.decode_joints(codes if codes.ndim == 1 else codes[:, :count])
+            named = {"title": f"{count} layer{'s' * (count > 1)}"} if layers else {}
+            players.append(player(joints, self.spec, **{
+                "unit": 2 ** self.down_t, "codes": codes if codes.ndim == 1 else codes[:, 0],
+                "reference": None if original is None else original[:len(joints)], **named, **options}))
+        return beside(*players) if layers else players[0]
 
     def normalise(self, features, name="a motion"):
         """Return raw features (…, T, D) as normalised ones on the net's device, cut to whole codes."""
@@ -263,10 +267,11 @@ class HumanVQVAE(nn.Module):
 
     def extra_repr(self):
         quantizer = self.vqvae.quantizer
+        layers = f"{quantizer.num_layers} × " if quantizer.num_layers > 1 else ""
         kind = "not set" if self.std is None else f"{describe_statistics(np.asarray(self.std))} variant"
         return "\n".join([
             f"{self.spec.name}: {self.nb_joints} joints, {self.spec.width} features a frame",
-            f"{self.vqvae.quant}: {self.nb_code} codes of {2 ** self.down_t} frames, "
+            f"{self.vqvae.quant}: {layers}{self.nb_code} codes of {2 ** self.down_t} frames, "
             f"width {quantizer.code_dim}{'' if quantizer.filled else ', not filled yet'}",
             f"iteration: {self.iteration}; mean and std: {kind}", *self.remarks])
 

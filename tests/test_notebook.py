@@ -56,7 +56,7 @@ def test_it_runs_and_shows_motion(notebook):
 
     pages = [page for cell in cells for page in shown(cell) if "<canvas" in page]
     players = [len(re.findall(r'class="view"', page)) for page in pages]
-    assert players == [1, 4, 4, 5, 5, 1, 1]  # clip, neighbours, edits, blends twice, splice, walk
+    assert players == [1, 1, 4, 4, 5, 5, 1, 1]  # clip, layers, neighbours, edits, blends twice, splice, walk
     assert '"error"' in pages[0] and '"codes"' in pages[0]
     assert max(len(page) / count for page, count in zip(pages, players)) < 150_000
     assert not any(re.search(r"https?:|src=|@import|url\(|fetch\(", page) for page in pages)

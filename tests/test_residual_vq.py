@@ -2,6 +2,7 @@
 from collections import Counter
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -217,3 +218,17 @@ def test_codes_of_a_net_have_their_layers_last():
     for wrong in (codes[0, :, 0], torch.zeros(2, 8, 4, dtype=torch.int64), codes - 2, codes + 16):
         with pytest.raises(UserError, match="codes"):
             net.forward_decoder(wrong)
+
+
+def test_players_of_more_and_more_layers_stand_side_by_side():
+    net, _ = small_net()
+    net(torch.randn(4, 32, 263))
+    net.eval()
+    net.mean, net.std = np.zeros(263), np.ones(263)
+    motion = np.random.default_rng(0).standard_normal((33, 263)).astype(np.float32)
+    page = net.play(motion, layers=range(1, 4)).html
+    assert [page.count(f'"title":"{title}"') for title in ("1 layer", "2 layers", "3 layers")] == [1, 1, 1]
+    assert page.count('"original"') == 3 and page.count('class="view"') == 3
+    row = net.tokenize(motion)
+    assert row.shape == (8, 3) and net.play(row[:, 0]).html.count('class="view"') == 1
+    torch.testing.assert_close(net.decode_joints(row[:, :2]), net.decode_joints([row[:, :2]])[0])
