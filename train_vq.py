@@ -32,7 +32,7 @@ from training.step import build_objective, set_learning_rate, train_step, warm_u
 from training.validation import best_scores, load_validation, validate
 from utils.device import can_compile, is_slow_in_bf16, pick_device, set_precision
 from utils.errors import exit_cleanly
-from utils.motion_process import describe_statistics
+from utils.motion_process import describe_statistics, weigh_root_and_contacts
 from utils.motion_spec import get_spec
 
 
@@ -47,6 +47,7 @@ def load_data(args, net, log):
     find_clips(root)
     net.mean, net.std, meta = find_statistics(args, spec)
     report_statistics(net.std, meta, root, spec, log)
+    net.std = weigh_root_and_contacts(net.std, spec, args.feat_bias)
     clips = load_split(root, "train", spec, net.mean, net.std, args.skip_bad_clips, cache=not args.no_cache)
     feed = WindowFeed(clips, args.window_size, args.batch_size, args.seed)
     log.info(f"{args.dataname}: {len(feed)} training clips, {clips.offsets[-1]} frames, from {root}; "

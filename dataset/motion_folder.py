@@ -10,7 +10,7 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.files import load_array, read_text, remove_stale, save_array, write_json
-from utils.motion_process import describe_statistics, normalisation_problem
+from utils.motion_process import describe_statistics, normalisation_problem, weigh_root_and_contacts
 from utils.motion_spec import get_spec
 
 CACHE = ".packed"
@@ -115,6 +115,7 @@ def find_data(path, net, args):
     if net.mean is None:
         net.mean, net.std, variant = mean, std, describe_statistics(std)
         return spec, root, [f"the checkpoint carries no mean and std; in use: {folder} ({variant} variant)"]
+    std = weigh_root_and_contacts(std, spec, net.recipe.get("feat_bias", 1))
     if np.allclose([mean, std], [net.mean, net.std], rtol=1e-5, atol=1e-7):
         return spec, root, []
     worst = int(np.argmax(np.abs(mean - net.mean) / net.std + np.abs(np.log(std / net.std))))

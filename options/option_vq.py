@@ -78,6 +78,8 @@ def add_step_flags(parser):
     add("--loss-vel", type=WEIGHT, default=0.5, help="weight of the loss over --vel-slice")
     add("--vel-slice", choices=("positions", "velocities"), default="positions",
         help="features under --loss-vel; upstream's slice is the joint positions")
+    add("--feat-bias", type=POSITIVE, default=1.0, metavar="FACTOR",
+        help="weigh root and contact features that much more (MoMask: 5), by a smaller std")
     add = parser.add_argument_group("speed").add_argument
     add("--tf32", action="store_true", help="convolutions in TF32 on CUDA (faster, less exact)")
     add("--compile", action="store_true", help="compile with torch.compile")

@@ -23,8 +23,9 @@ from utils.motion_process import (
     retarget,
     to_6d,
     turn,
+    weigh_root_and_contacts,
 )
-from utils.motion_spec import get_spec
+from utils.motion_spec import T2M, get_spec
 
 T2M, KIT = get_spec("t2m"), get_spec("kit")
 
@@ -265,3 +266,12 @@ def test_frames_that_are_not_normalised_are_noticed(dataname):
         once = (clip - mean) / std
         assert normalisation_problem(once, 3, np.inf) is None
         assert normalisation_problem((once - mean) / std, 3, np.inf)
+
+
+def test_a_bias_weighs_root_and_contacts_alone():
+    std = np.random.default_rng(0).uniform(1, 2, 263)
+    biased = weigh_root_and_contacts(std, T2M, 5)
+    expected = np.ones(263)
+    expected[[0, 1, 2, 3, 259, 260, 261, 262]] = 5
+    np.testing.assert_allclose(std / biased, expected)
+    assert (weigh_root_and_contacts(std, T2M, 1) == std).all()

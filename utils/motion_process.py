@@ -173,6 +173,17 @@ def describe_statistics(std):
     return "evaluator" if 0.002 <= contacts < 0.06 else "unknown"
 
 
+def weigh_root_and_contacts(std, spec, bias):
+    """Return a copy of std (D,) with root and contact entries divided by `bias` (MoMask's feat_bias).
+
+    Normalised by it, these few features weigh as much more in every loss.
+    """
+    std = std.copy()
+    for name in ("yaw", "root_xz", "height", "contacts"):
+        std[spec.slices[name]] /= bias
+    return std
+
+
 # features to joints; torch is imported here, for extraction does without
 
 def recover_root(data):
