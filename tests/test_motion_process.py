@@ -25,7 +25,7 @@ from utils.motion_process import (
     turn,
     weigh_root_and_contacts,
 )
-from utils.motion_spec import T2M, get_spec
+from utils.motion_spec import get_spec
 
 T2M, KIT = get_spec("t2m"), get_spec("kit")
 
