@@ -23,7 +23,7 @@ T2M = get_spec("t2m")
 def folder(tmp_path):
     """Twelve sound clips with captions, prepared as any are."""
     clips = [(f"c{i:02d}", random_clip(i, frames=80), ["a person moves"]) for i in range(12)]
-    write_dataset(tmp_path / "set", clips, "t2m", progress=False)
+    write_dataset(tmp_path / "set", clips, "t2m")
     return tmp_path / "set"
 
 
@@ -208,7 +208,7 @@ def test_missing_and_empty_texts(folder, capsys):
 def test_short_and_long_clips(tmp_path):
     clips = [(name, random_clip(i, frames=frames), ())
              for i, (name, frames) in enumerate(dict(long=240, short=30, fine=90).items())]
-    write_dataset(tmp_path / "set", clips, "t2m", fractions=(1, 0, 0), progress=False)
+    write_dataset(tmp_path / "set", clips, "t2m", fractions=(1, 0, 0))
     findings = {finding["text"]: finding["ids"] for finding in check_folder(tmp_path / "set")["findings"]}
     assert next(ids for text, ids in findings.items() if "shorter than a window of 64" in text) == ["short"]
     assert next(ids for text, ids in findings.items() if "not evaluated" in text) == ["long", "short"]

@@ -11,7 +11,6 @@ from scipy.spatial.transform import Rotation
 
 from dataset.prepare import humanml3d
 from dataset.prepare.__main__ import main
-from utils.errors import UserError
 from utils.motion_process import extract_features, group_statistics, mirror
 from utils.motion_spec import T2M
 
@@ -138,7 +137,7 @@ def test_splits_texts_and_statistics_hold_the_clips_that_could_be_made(made):
 
 def test_what_is_left_out_is_named(made):
     report = (made / "report.txt").read_text().splitlines()
-    assert [line[:6] for line in report] == ["000006", "000005", "000007"]
+    assert [line[:6] for line in report if "rejected" in line] == ["000006", "000005", "000007"]
     assert "no source ACCAD/s/stand_poses" in report[0]
     assert "1 frames" in report[1] and "0 frames" in report[2] and "KIT/3/walk_poses" in report[2]
 
@@ -203,7 +202,7 @@ def test_an_archive_left_packed_is_named_with_its_command(tree, tmp_path, capsys
     said = capsys.readouterr().out
     assert "ACCAD is missing, 1 rows of index.csv" in said and "tar xf ACCAD.tar.bz2" in said
     assert run(tree, tmp_path / "own", amass=tmp_path / "amass", humanml3d=None) == 0
-    assert "ACCAD is not read" in capsys.readouterr().out
+    assert "ACCAD is missing: " in capsys.readouterr().out
 
 
 def test_smplx_is_refused_by_name(tree, tmp_path, capsys):
@@ -244,24 +243,39 @@ def test_a_folder_of_other_clips_is_left_alone(tree, tmp_path, capsys):
     np.save(tmp_path / "out/new_joint_vecs/000000.npy", np.zeros(3))
     with pytest.raises(SystemExit, match="2"):
         run(tree, tmp_path / "out")
-    assert "not made here" in capsys.readouterr().err
+    assert "of other sources" in capsys.readouterr().err
     assert np.load(tmp_path / "out/new_joint_vecs/000000.npy").shape == (3,)
 
 
-def test_a_damaged_file_costs_its_own_clips_only(tree, tmp_path):
-    row = humanml3d.Row("000000", ("KIT", "3", "walk_poses"), 0, 30)
-    (tmp_path / "walk_poses.npz").write_bytes((tree / "amass/KIT/3/walk_poses.npz").read_bytes()[:5000])
-    bodies = humanml3d.find_bodies(tree / "bodies")
-    why = humanml3d.convert((tmp_path, tmp_path / "walk_poses.npz", [row], bodies, True, True))
-    assert "not a whole AMASS file" in why["000000"] and len(why) == 1
+@pytest.fixture
+def walks(tree, tmp_path):
+    """A copy of the tree's AMASS folder."""
+    return shutil.copytree(tree / "amass", tmp_path / "amass")
 
 
-def test_a_disk_that_cannot_be_written_stops_the_run(tree, tmp_path):
-    row = humanml3d.Row("000000", ("KIT", "3", "walk_poses"), 0, 30)
-    (tmp_path / "new_joint_vecs").write_text("a file where a folder is expected")
-    bodies = humanml3d.find_bodies(tree / "bodies")
-    with pytest.raises(UserError, match="cannot be written"):
-        humanml3d.convert((tmp_path, tree / "amass/KIT/3/walk_poses.npz", [row], bodies, True, True))
+def test_a_damaged_file_costs_its_own_clips_only(tree, tmp_path, walks):
+    path = walks / "KIT/3/walk_poses.npz"
+    path.write_bytes(path.read_bytes()[:5000])
+    assert run(tree, tmp_path / "out", amass=walks) == 0
+    assert (tmp_path / "out/test.txt").read_text().split() == ["000004", "M000004"]
+    assert (tmp_path / "out/train.txt").read_text().split() == ["000002", "M000002"]
+    report = (tmp_path / "out/report.txt").read_text()
+    assert f"000001: rejected: {path}: unexpected, is the file sound? BadZipFile" in report
+
+
+def test_a_file_of_another_body_is_left_out(tree, tmp_path, walks):
+    clip = motion(200, 0) | dict(poses=np.zeros((200, 165)), gender="male", mocap_framerate=100)
+    np.savez(walks / "KIT/3/walk_poses.npz", **clip)
+    assert run(tree, tmp_path / "out", amass=walks) == 0
+    assert "poses (40, 165), trans (40, 3); expected" in (tmp_path / "out/report.txt").read_text()
+
+
+def test_a_disk_that_cannot_be_written_stops_the_run(tree, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/new_joint_vecs").write_text("a file where a folder is expected")
+    with pytest.raises(SystemExit, match="2"):
+        run(tree, tmp_path / "out")
+    assert "cannot be written" in capsys.readouterr().err
 
 
 @pytest.mark.slow

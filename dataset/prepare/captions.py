@@ -1,9 +1,10 @@
 """Captions: a CSV file of id and caption, and HumanML3D's text lines `caption#word/POS word/POS#from#to`."""
 import csv
+import io
 import re
-from pathlib import Path
 
 from utils.errors import UserError
+from utils.files import read_text
 
 SIDES = {"left": "right", "leftward": "rightward", "leftwards": "rightwards", "clockwise": "counterclockwise"}
 SIDES |= {right: left for left, right in SIDES.items()} | {"anticlockwise": "clockwise"}
@@ -27,19 +28,17 @@ def mirror_line(line):
 
 def read_csv(path):
     """Read {id: [caption, …]} from a CSV file of two columns. Raises UserError for any other row."""
-    captions = {}
+    captions, expected = {}, "rows of id,caption"
+    rows = csv.reader(io.StringIO(read_text(path, expected), newline=None))
     try:
-        with Path(path).open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.reader(file)
-            for row in rows:
-                row = [field.strip() for field in row]
-                if not row or (rows.line_num == 1 and list(map(str.lower, row)) == ["id", "caption"]):
-                    continue
-                if len(row) != 2 or not all(row):
-                    raise UserError(f"{path}, line {rows.line_num}: {len(row)} fields; expected id,caption")
+        for row in rows:
+            row = [field.strip() for field in row]
+            if len(row) not in (0, 2) or not all(row):
+                raise UserError(f"{path}, line {rows.line_num}: {len(row)} fields; expected id,caption")
+            if row and [field.lower() for field in row] != ["id", "caption"]:
                 captions.setdefault(row[0], []).append(row[1])
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not readable as CSV text ({error}); expected rows of id,caption") from None
+    except csv.Error as error:
+        raise UserError(f"{path}, line {rows.line_num}: {error}; expected {expected}") from None
     if not captions:
-        raise UserError(f"{path}: holds no caption; expected rows of id,caption")
+        raise UserError(f"{path}: holds no caption; expected {expected}")
     return captions

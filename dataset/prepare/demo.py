@@ -1,10 +1,10 @@
 """The demo set: people who walk, turn, jump, squat, wave and kick, animated without recorded data.
 
-A clip is written as footsteps and curves over time.
-The legs follow by inverse kinematics, the rest by forward kinematics.
-Metres, seconds, degrees; y up, floor at 0. At heading 0 a body faces +z and its left is +x.
+A clip is written as footsteps and curves over time: the legs follow by inverse kinematics, the rest by
+forward kinematics. Metres, seconds, degrees; y up, floor at 0; at heading 0 a body faces +z, its left is +x.
 """
 from collections import namedtuple
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +16,11 @@ from dataset.prepare.convert import DONE, write_dataset
 from utils.errors import UserError
 from utils.motion_spec import T2M
 
-SEED, COUNT = 0, 480
 FPS, MIN_FRAMES, MAX_FRAMES = 20, 64, 160
 SOLE, REACH = 0.01, 0.9955      # height of a flat foot's toe; longest distance hip to ankle, in leg lengths
 SIDES = {"left": 1, "right": -1}
-LEGS = {"left": (1, 4, 7, 10), "right": (2, 5, 8, 11)}           # hip, knee, ankle, toe
-ARMS = {"left": (13, 16, 18, 20), "right": (14, 17, 19, 21)}     # collar, shoulder, elbow, wrist
+LEGS = ((1, 4, 7, 10), (2, 5, 8, 11))           # hip, knee, ankle, toe of each
+ARM = ("arm_forward", "arm_out", "arm_turn", "elbow")   # raised forward, to its side, turned inward, bent
 # direction of each bone of a standing body in its parent's frame
 REST = np.array([
     (0, 1, 0), (.57, -.80, -.17), (-.57, -.80, -.17), (0, .955, -.29), (0, -1, 0), (0, -1, 0), (0, .98, .19),
@@ -29,6 +28,8 @@ REST = np.array([
     (-.53, .84, -.14), (0, .87, .49), (.93, .34, -.14), (-.93, .34, -.14), *[(0, -1, 0)] * 4])
 # a foot leaves the floor at lift and lands, width to its own side, where the root is at time over
 Step = namedtuple("Step", "side lift land over width height push")
+# (T, 3): place of the flat foot, ankle, vector to the toe; (T,): the toe's height, heading, 1 amid a step
+Foot = namedtuple("Foot", "base ankle to_toe lift heading swing")
 
 
 def ease(u):
@@ -48,42 +49,45 @@ def keyed(t, *keys):
     return PchipInterpolator(times, values)(np.clip(t, times[0], times[-1]))
 
 
-def arm(forward, out, turn, elbow):
-    """Return an arm's pose: raised forward, raised to its side, upper arm turned inward, elbow bent."""
-    return dict(arm_forward=forward, arm_out=out, arm_turn=turn, elbow=elbow)
+def rotations(axes, *degrees):
+    """Return matrices (T, 3, 3) that turn about each of `axes` by angles (T,); the last axis turns first."""
+    angles = np.stack(np.broadcast_arrays(*degrees), -1)
+    return Rotation.from_euler(axes, angles, degrees=True).as_matrix().reshape(-1, 3, 3)
 
 
-class Score:
-    """Footsteps and named curves (T,) of a clip; at first of a person who stands, never quite still."""
+class Score(dict):
+    """Curves (T,) by name, and footsteps, of a clip; at first of a person who stands, never quite still.
+
+    A curve of one side has the name (side, name); one that is missing is zero.
+    """
 
     def __init__(self, rng):
-        self.t, self.curves, self.steps = np.arange(MAX_FRAMES) / FPS, {}, []
+        self.t, self.steps = np.arange(MAX_FRAMES) / FPS, []
         self.heading, self.width = rng.uniform(-180, 180), rng.uniform(0.09, 0.13)
         self.toe_out, self.arm_swing = rng.uniform(4, 12), rng.uniform(24, 37)
         self.add(balance=0.35, spine_forward=rng.uniform(-1, 5))
-        out, turn, elbow = rng.uniform(6, 13), rng.uniform(5, 25), rng.uniform(10, 24)
+        arm = rng.uniform(6, 13), rng.uniform(5, 25), rng.uniform(10, 24)
         for side in SIDES:
-            self.add(side, **arm(rng.uniform(-2, 5), out, turn, elbow), load=1)
+            self.pose(1, side, rng.uniform(-2, 5), *arm)
+            self.add(side, load=1)
         for name in ("spine_forward", "spine_turn", "head_turn", ("left", "elbow"), ("right", "elbow")):
             waves = rng.uniform(0.12, 0.5, 3)[:, None] * self.t + rng.uniform(0, 1, 3)[:, None]
-            self.curves[name] = self[name] + 2 * np.sin(2 * np.pi * waves).mean(0)
+            self[name] = self[name] + 2 * np.sin(2 * np.pi * waves).mean(0)
 
-    def __getitem__(self, name):
-        return self.curves.get(name, np.zeros(MAX_FRAMES))
+    def __missing__(self, name):
+        return np.zeros(MAX_FRAMES)
 
     def add(self, side=None, **values):
         """Add a constant or a curve to each named curve of the body, or of one of its sides."""
         for name, value in values.items():
             key = (side, name) if side else name
-            self.curves[key] = self[key] + value
+            self[key] = self[key] + value
 
-    def pose(self, weight, side, **values):
-        """Move each named curve of a side towards a value: weight 0 keeps it, 1 replaces it."""
-        for name, value in values.items():
+    def pose(self, weight, side, *arm):
+        """Move an arm towards a pose: weight 0 keeps its own, 1 replaces it."""
+        for name, value in zip(ARM, arm):
             self.add(side, **{name: weight * (value - self[side, name])})
 
-
-# actions: (score, start, rng) → (end, caption); each ends standing
 
 def gait(score, start, count, period, first, forward=0.0, turn=0.0, width=0.1):
     """Write alternating steps, one every `period` seconds, that turn by `turn` in all. Return the end."""
@@ -98,6 +102,8 @@ def gait(score, start, count, period, first, forward=0.0, turn=0.0, width=0.1):
         score.steps.append(Step(side, lift, land, over, width, height * (0.7 if i == 0 else 1), push))
     return end + 0.1
 
+
+# actions: each ends standing
 
 def walk(score, start, rng):
     way = rng.choice(("forward", "backward", "left", "right"))
@@ -137,10 +143,10 @@ def squat(score, start, rng):
     down, deep = rng.uniform(0.65, 0.8), rng.uniform(0.26, 0.46)
     end = start + 2 * down + rng.uniform(0.05, 0.3)
     bend = deep * pulse(score.t, start, end, down)
-    score.add(rise=-bend, root_forward=-0.42 * bend, pelvis_forward=70 * bend, spine_forward=35 * bend)
-    score.add(head_forward=-40 * bend)
+    score.add(rise=-bend, root_forward=-0.42 * bend, pelvis_forward=70 * bend, spine_forward=35 * bend,
+              head_forward=-40 * bend)
     for side in SIDES:      # level, however far the chest leans
-        score.pose(bend / deep, side, **arm(80 + 105 * bend, 6, 10, 12))
+        score.pose(bend / deep, side, 80 + 105 * bend, 6, 10, 12)
     return end, "squats with the arms stretched forward"
 
 
@@ -150,7 +156,7 @@ def wave(score, start, rng):
     end = start + rng.uniform(2.4, 3.4)
     beat = np.sin(2 * np.pi * rate * (t - start)) * pulse(t, start + 0.3, end - 0.25, 0.4)
     for name in SIDES if side == "both" else (side,):
-        score.pose(pulse(t, start, end, 0.55), name, **arm(24, high, -78, 74 + wide * beat))
+        score.pose(pulse(t, start, end, 0.55), name, 24, high, -78, 74 + wide * beat)
     return end, f"waves with {'both hands' if side == 'both' else f'the {side} hand'}"
 
 
@@ -159,32 +165,22 @@ def kick(score, start, rng):
     shape = keyed(t, (0.36, 0), (0.68, 1), (0.74, 1), (0.98, 0))
     gone = keyed(t, (0, 0), (0.48, 1), (0.98, 1), (end, 0))
     away = pulse(t, -0.15, end + 0.1, 0.45)
-    score.add(side, foot_forward=0.08 * gone + 0.72 * shape, foot_up=0.4 * gone + 0.42 * high * shape)
-    score.add(side, foot_pitch=25 * gone - 75 * shape, load=-away)
+    score.add(side, foot_forward=0.08 * gone + 0.72 * shape, foot_up=0.4 * gone + 0.42 * high * shape,
+              foot_pitch=25 * gone - 75 * shape, load=-away)
     score.add(pelvis_forward=-12 * shape, spine_forward=6 * gone, balance=0.5 * away)
     for name in SIDES:
-        score.pose(0.9 * pulse(t, 0, end), name, **arm(30, 18, 20, 105))
+        score.pose(0.9 * pulse(t, 0, end), name, 30, 18, 20, 105)
     return start + end, f"kicks with the {side} foot"
 
 
 ACTIONS = dict(walk=walk, turn=turn, jump=jump, squat=squat, wave=wave, kick=kick)
 
 
-def rotations(axes, *degrees):
-    """Return matrices (T, 3, 3) that turn about each of `axes` by angles (T,); the last axis turns first."""
-    angles = np.stack(np.broadcast_arrays(*degrees), -1)
-    return Rotation.from_euler(axes, angles, degrees=True).as_matrix().reshape(-1, 3, 3)
-
-
 def place_feet(score, path, heading, bones):
-    """Return curves of both feet, which step along the root's path (T, 3) and are still between two steps.
-
-    base, ankle, to_toe (T, 3): place of the flat foot, ankle, vector to the toe; lift, heading (T,);
-    swing (T,): 0 on the floor, 1 in the middle of a step.
-    """
-    feet, t = {}, score.t
+    """Return the left and the right Foot, which step along the root's path (T, 3) and else are still."""
+    feet, t = [], score.t
     left, _, forward = np.moveaxis(rotations("Y", heading), -1, 0)
-    for side, sign in SIDES.items():
+    for (side, sign), (*_, toe) in zip(SIDES.items(), LEGS):
         base = np.tile(path[0] + sign * score.width * left[0], (len(t), 1))
         yaw = np.full(len(t), heading[0] + sign * score.toe_out)
         lift, pitch, swing = score[side, "foot_up"], score[side, "foot_pitch"], np.zeros(len(t))
@@ -197,94 +193,77 @@ def place_feet(score, path, heading, bones):
             swing = np.maximum(swing, np.sin(np.pi * u) ** 2)
             heel = ease((t - step.lift + 0.15) / (0.15 + 0.15 * time)) * (1 - ease((u - 0.15) / 0.65))
             pitch = pitch + step.push * heel
-        flat = bones[LEGS[side][3]]
-        level, toe = (rotations("YX", yaw, angle) @ flat for angle in (0, pitch))
+        level, to_toe = (rotations("YX", yaw, angle) @ bones[toe] for angle in (0, pitch))
         ankle = base + score[side, "foot_forward"][:, None] * forward
-        ankle[:, 1] += SOLE - flat[1] + lift
-        ankle += (pitch > 0)[:, None] * (level - toe)       # the heel rises about the toe
-        feet[side] = dict(base=base, ankle=ankle, to_toe=toe, lift=lift, heading=yaw, swing=swing)
+        ankle[:, 1] += SOLE - bones[toe][1] + lift
+        ankle += (pitch > 0)[:, None] * (level - to_toe)       # the heel rises about the toe
+        feet.append(Foot(base, ankle, to_toe, lift, yaw, swing))
     return feet
 
 
-def place_pelvis(score, feet, path, heading, bones):
-    """Return the root (T, 3), over the foot that carries, and the rotation of the pelvis (T, 3, 3)."""
-    left, _, forward = np.moveaxis(rotations("Y", heading), -1, 0)
-    load = [score[side, "load"] * (1 - ease(1.6 * feet[side]["swing"])) + 0.02 for side in SIDES]
-    spread = ((feet["left"]["base"] - feet["right"]["base"]) * left).sum(-1)
-    shift = gaussian_filter1d(score["balance"] * spread * (load[0] / sum(load) - 0.5), 2.5)
-    root = path + shift[:, None] * left + score["root_forward"][:, None] * forward
-    pelvis = rotations("YXZ", heading - 6 * score["stride"], score["pelvis_forward"], -3 * score["drop"])
-    limit = np.full(len(root), np.inf)
-    for side, (hip, knee, ankle, _) in LEGS.items():        # no foot may be out of reach
-        away = feet[side]["ankle"] - root - pelvis @ bones[hip]
-        reach = (REACH * (bones[knee] + bones[ankle])[1]) ** 2 - np.square(away[:, [0, 2]]).sum(-1)
-        limit = np.minimum(limit, away[:, 1] + np.sqrt(np.maximum(reach, 0.04)) + 3 * feet[side]["lift"])
-    standing = SOLE - (bones[1] + 0.98 * (bones[4] + bones[7]) + bones[10])[1]
-    height = standing + score["rise"] + 0.012 * (feet["left"]["swing"] + feet["right"]["swing"])
-    excess = maximum_filter1d(np.maximum(height - limit, 0), 5)
-    root[:, 1] = height - gaussian_filter1d(uniform_filter1d(excess, 3), 0.5)   # smooth, and never too high
-    return root, pelvis
-
-
-def place_legs(joints, feet, pelvis, heading, bones):
-    """Fill in hips, knees, ankles and toes. A knee points halfway between pelvis and foot."""
-    for side, (hip, knee, ankle, toe) in LEGS.items():
+def place_body(score, feet, root, pelvis, heading, bones):
+    """Return all joints (T, 22, 3). Knees point halfway between pelvis and foot, arms swing against legs."""
+    joints = np.repeat(root[:, None], T2M.joints, 1)
+    for foot, (hip, knee, ankle, toe) in zip(feet, LEGS):
         thigh, shin = -bones[knee][1], -bones[ankle][1]
-        joints[:, hip] = joints[:, 0] + pelvis @ bones[hip]
-        line = feet[side]["ankle"] - joints[:, hip]
+        joints[:, hip] = root + pelvis @ bones[hip]
+        line = foot.ankle - joints[:, hip]
         distance = np.linalg.norm(line, axis=-1, keepdims=True)
         kept, line = np.clip(distance, 0.3 * (thigh + shin), 0.9995 * (thigh + shin)), line / distance
-        axis = rotations("Y", 0.5 * (feet[side]["heading"] - heading)) @ pelvis @ np.array([1.0, 0, 0])
+        axis = rotations("Y", 0.5 * (foot.heading - heading)) @ pelvis @ np.array([1.0, 0, 0])
         front = np.cross(line, axis)
         along = (thigh ** 2 - shin ** 2 + kept ** 2) / (2 * kept)
         front *= np.sqrt(np.maximum(thigh ** 2 - along ** 2, 0)) / np.linalg.norm(front, axis=1)[:, None]
         joints[:, knee] = joints[:, hip] + along * line + front
         joints[:, ankle] = joints[:, hip] + kept * line
-        joints[:, toe] = joints[:, ankle] + feet[side]["to_toe"]
-
-
-def place_upper_body(joints, score, pelvis, heading, bones):
-    """Fill in spine, head and arms. The shoulders turn against the hips, an arm swings against its leg."""
+        joints[:, toe] = joints[:, ankle] + foot.to_toe
     turned = score["spine_turn"] / 3 + 4 * score["stride"]
-    chest, third = pelvis, rotations("XZY", score["spine_forward"] / 3, score["drop"], turned)
-    for joint, parent in ((3, 0), (6, 3), (9, 6)):
-        joints[:, joint] = joints[:, parent] + chest @ bones[joint]
-        chest = chest @ third
+    third = rotations("XZY", score["spine_forward"] / 3, score["drop"], turned)
     bent = 0.55 * (score["pelvis_forward"] + score["spine_forward"]) + score["head_forward"]
-    neck = rotations("YX", heading + score["head_turn"], bent)
-    joints[:, 12] = joints[:, 9] + chest @ bones[12]
-    joints[:, 15] = joints[:, 12] + neck @ bones[15]
-    for side, sign in SIDES.items():
-        collar, shoulder, elbow, wrist = ARMS[side]
+    *spine, chest = accumulate((pelvis, third, third, third), np.matmul)
+    frames = dict(zip((3, 6, 9), spine)) | dict.fromkeys((12, 13, 14, 16, 17), chest)   # joint → its bone's
+    frames[15] = rotations("YX", heading + score["head_turn"], bent)
+    for (side, sign), elbow in zip(SIDES.items(), (18, 19)):
         swing = -sign * score["stride"] * score.arm_swing
         ahead, out = score[side, "arm_forward"] + swing, score[side, "arm_out"]
         bend = np.clip(score[side, "elbow"] + 0.5 * np.maximum(swing, 0), 2, 145)
-        joints[:, collar] = joints[:, 9] + chest @ bones[collar]
-        joints[:, shoulder] = joints[:, collar] + chest @ bones[shoulder]
         raised = Rotation.from_rotvec(np.stack([-ahead, 0 * ahead, sign * out], -1), degrees=True).as_matrix()
-        upper = chest @ raised @ rotations("Y", -sign * score[side, "arm_turn"])
-        joints[:, elbow] = joints[:, shoulder] + upper @ bones[elbow]
-        joints[:, wrist] = joints[:, elbow] + upper @ rotations("X", -bend) @ bones[wrist]
+        frames[elbow] = chest @ raised @ rotations("Y", -sign * score[side, "arm_turn"])
+        frames[elbow + 2] = frames[elbow] @ rotations("X", -bend)
+    for joint in sorted(frames):
+        joints[:, joint] = joints[:, T2M.parents[joint]] + frames[joint] @ bones[joint]
+    return joints
 
 
 def animate(score, lengths):
     """Turn a score into joints (T, 22, 3) float64 in metres. lengths: (22,) of the bones, in metres."""
     bones = lengths[:, None] * REST / np.linalg.norm(REST, axis=1, keepdims=True)
     heading = score.heading + np.cumsum(score["turn_rate"]) / FPS
-    forward = rotations("Y", heading)[..., 2]
+    side, _, forward = np.moveaxis(rotations("Y", heading), -1, 0)
     path = np.cumsum(score["forward_speed"][:, None] * forward, 0) / FPS
-    feet = place_feet(score, path, heading, bones)
-    ahead = ((feet["left"]["base"] - feet["right"]["base"]) * forward).sum(-1)
-    swing = gaussian_filter1d(feet["left"]["swing"] - feet["right"]["swing"], 1.0)
-    score.add(stride=np.tanh(ahead / 0.6), drop=swing)      # of the left foot: ahead, in the air
-    joints = np.zeros((MAX_FRAMES, T2M.joints, 3))
-    joints[:, 0], pelvis = place_pelvis(score, feet, path, heading, bones)
-    place_legs(joints, feet, pelvis, heading, bones)
-    place_upper_body(joints, score, pelvis, heading, bones)
-    return joints
+    left, right = feet = place_feet(score, path, heading, bones)
+    apart = left.base - right.base
+    score.add(stride=np.tanh((apart * forward).sum(-1) / 0.6),      # how far the left foot is ahead
+              drop=gaussian_filter1d(left.swing - right.swing, 1.0))    # and in the air
+    pelvis = rotations("YXZ", heading - 6 * score["stride"], score["pelvis_forward"], -3 * score["drop"])
+    load = [score[name, "load"] * (1 - ease(1.6 * foot.swing)) + 0.02 for name, foot in zip(SIDES, feet)]
+    shift = score["balance"] * (apart * side).sum(-1) * (load[0] / sum(load) - 0.5)
+    # the root is over the foot that carries, and no foot out of reach
+    root = path + gaussian_filter1d(shift, 2.5)[:, None] * side + score["root_forward"][:, None] * forward
+    standing = SOLE - (bones[1] + 0.98 * (bones[4] + bones[7]) + bones[10])[1]
+    height = standing + score["rise"] + 0.012 * (left.swing + right.swing)
+    excess = np.zeros(MAX_FRAMES)
+    for foot, (hip, knee, ankle, _) in zip(feet, LEGS):
+        away = foot.ankle - root - pelvis @ bones[hip]
+        reach = (REACH * (bones[knee] + bones[ankle])[1]) ** 2 - np.square(away[:, [0, 2]]).sum(-1)
+        limit = away[:, 1] + np.sqrt(np.maximum(reach, 0.04)) + 3 * foot.lift
+        excess = np.maximum(excess, height - limit)
+    excess = maximum_filter1d(excess, 5)
+    root[:, 1] = height - gaussian_filter1d(uniform_filter1d(excess, 3), 0.5)   # smooth, and never too high
+    return place_body(score, feet, root, pelvis, heading, bones)
 
 
-def make_clips(seed=SEED, count=COUNT):
+def make_clips(seed=0, count=480):
     """Yield (name, joints (T, 22, 3) float64 in metres at 20 fps, captions) of `count` clips.
 
     A clip holds one action, or two in turn, in 64 to 160 frames, and depends on the seed and its index alone.
@@ -307,7 +286,7 @@ def make_clips(seed=SEED, count=COUNT):
         yield f"{'_'.join(names)}_{index:04d}", joints, ["a person " + " and then ".join(phrases)]
 
 
-def ensure_demo(root, seed=SEED, count=COUNT, progress=True):
+def ensure_demo(root, count=480):
     """Make the demo set in the folder `root`. Return its Report, or None when it was there already.
 
     Raises UserError when `root` cannot be written or holds something else.
@@ -317,4 +296,4 @@ def ensure_demo(root, seed=SEED, count=COUNT, progress=True):
         return None
     if root.is_dir() and not (root / DONE).exists() and any(root.iterdir()):
         raise UserError(f"{root}: holds something else than the demo set; name an empty folder")
-    return write_dataset(root, make_clips(seed, count), "demo", progress=progress)
+    return write_dataset(root, make_clips(count=count), "demo")

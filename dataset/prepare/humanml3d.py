@@ -5,22 +5,20 @@ import re
 import zipfile
 import zlib
 from collections import Counter, namedtuple
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from scipy.spatial.transform import Rotation
-from tqdm import tqdm
 
-from dataset.prepare.convert import FEATURES, TEXTS, assign_splits, in_processes, with_copies, write_lines
+from dataset.motion_folder import read_ids
+from dataset.prepare.convert import FEATURES, REPORT, TEXTS, write_dataset
 from dataset.prepare.source import resample
 from utils.errors import UserError
-from utils.files import atomic_write, describe_file, exclusive_lock, load_array, remove_stale, save_array
-from utils.motion_process import extract_features, group_statistics, mirror
+from utils.files import atomic_write, describe_file, load_array, read_text
 from utils.motion_spec import T2M
 
 INDEX, TEXT_ZIP, HUMANACT_ZIP = "index.csv", "HumanML3D/texts.zip", "pose_data/humanact12.zip"
-SPLITS = [f"HumanML3D/{split}.txt" for split in ("train", "val", "test", "all", "train_val")]
-REPORT = "report.txt"               # what is left out; it also tells a folder that was made here
 # index.csv's folders → AMASS's folders today
 TODAY = {"BioMotionLab_NTroje": "BMLrub", "DFaust_67": "DFaust", "MPI_HDM05": "HDM05", "MPI_mosh": "MoSh",
          "MPI_Limits": "PosePrior", "SSM_synced": "SSM", "Transitions_mocap": "Transitions",
@@ -39,24 +37,28 @@ def key_of(path):
     return TODAY.get(data_set, data_set), subject, re.sub(r"\.np[yz]$", "", name)
 
 
-def read_index(repo):
-    """Return the rows of HumanML3D's index.csv. Raises UserError for a clone that lacks something."""
-    for path in (Path(repo, part) for part in (INDEX, TEXT_ZIP, HUMANACT_ZIP, *SPLITS[:4])):
-        if not path.is_file():
-            raise UserError(f"{path}: no such file; --humanml3d takes a clone of HumanML3D's repository")
+def read_repo(repo):
+    """Return the rows of HumanML3D's index.csv, and its splits {split: ids}.
+
+    Raises UserError for a clone of its repository that lacks something.
+    """
+    for path in (Path(repo, TEXT_ZIP), Path(repo, HUMANACT_ZIP)):
         try:
-            damaged = zipfile.ZipFile(path).testzip() if path.suffix == ".zip" else None
+            whole = zipfile.ZipFile(path).testzip() is None
         except UNREADABLE:
-            damaged = path
-        if damaged:
-            raise UserError(f"{path}: is {describe_file(path)}; expected a whole zip archive")
+            whole = False
+        if not whole:
+            found = f"is {describe_file(path)}" if path.is_file() else "no such file"
+            raise UserError(f"{path}: {found}; expected a whole zip archive, of a clone of HumanML3D")
+    path, expected = Path(repo, INDEX), "source_path,start_frame,end_frame,new_name"
     try:
-        lines = csv.reader(Path(repo, INDEX).read_text(encoding="utf-8").splitlines()[1:])
-        return [Row(Path(name).stem, key_of(source), int(start), int(end))
+        lines = csv.reader(read_text(path, expected).splitlines()[1:])
+        rows = [Row(Path(name).stem, key_of(source), int(start), int(end))
                 for source, start, end, name in filter(None, lines)]
     except ValueError as error:
-        expected = "expected source_path,start_frame,end_frame,new_name"
-        raise UserError(f"{repo}/{INDEX}: {error}; {expected}") from None
+        raise UserError(f"{path}: {error}; expected {expected}") from None
+    rows = [row._replace(start=0, end=None) if row.key[0] == "humanact12" else row for row in rows]
+    return rows, {path.stem: read_ids(path) for path in Path(repo, "HumanML3D").glob("*.txt")}
 
 
 def find_amass(folder):
@@ -81,6 +83,7 @@ def find_amass(folder):
     return clips, unusable
 
 
+@lru_cache(maxsize=1)
 def find_bodies(folder):
     """Return {gender: Body} of the SMPL+H models in or near a folder. Raises UserError without them."""
     near = [Path(folder), Path(folder).resolve().parent, *sorted(Path(folder).glob("*"))]
@@ -112,15 +115,12 @@ def read_amass(path, bodies, every_frame=False):
 
     T: every int(fps / 20)-th frame, as HumanML3D does, or every one. Raises UserError for another file.
     """
-    try:
-        with np.load(path) as file:
-            fps = float(file["mocap_framerate"])
-            step = 1 if every_frame else int(fps / T2M.fps)
-            poses, trans = (file[name][::step].astype(np.float64) for name in ("poses", "trans"))
-            body = bodies["male" if file["gender"].item() == "male" else "female"]
-            rest = body.template + body.shapes @ file["betas"][:10]
-    except UNREADABLE as error:
-        raise UserError(f"{path}: not a whole AMASS file of SMPL+H ({str(error)[:60]})") from None
+    with np.load(path) as file:
+        fps = float(file["mocap_framerate"])
+        step = 1 if every_frame else int(fps / T2M.fps)
+        poses, trans = (file[name][::step].astype(np.float64) for name in ("poses", "trans"))
+        body = bodies["male" if file["gender"].item() == "male" else "female"]
+        rest = body.template + body.shapes @ file["betas"][:10]
     if poses.shape[1:] != (156,) or trans.shape != (len(poses), 3):
         raise UserError(f"{path}: poses {poses.shape}, trans {trans.shape}; expected (T, 156) and (T, 3)")
     joints = pose_joints(poses[:, :3 * T2M.joints], rest, body.parents) + trans[:, None]
@@ -137,110 +137,73 @@ def pose_joints(poses, rest, parents):
     return joints
 
 
-def convert(job):
-    """Write the features of the clips of one source. Return {name: why it was left out, or None}.
+@lru_cache(maxsize=1)
+def read_source(path, body_models, published):
+    """Return joints (T, 22, 3) of an AMASS file at 20 fps, without the leading frames of LEADING."""
+    joints, fps = read_amass(path, find_bodies(body_models), every_frame=not published)
+    joints = joints if published else resample(joints, fps, T2M.fps)
+    return joints[LEADING.get(key_of(path)[0], 0):]
 
-    A source is an AMASS file, or an .npz archive of joints and a name in it.
+
+def read_row(source, reading):
+    """Return joints (T, 22, 3) of a clip, and nothing else found. Raises UserError where there is no motion.
+
+    source: an AMASS file, or an archive and a name of joints in it; first frame; last + 1. reading: folder of
+    body models; whether frames are taken as published.
     """
-    out, source, rows, bodies, published, mirrored = job
-    try:
-        if isinstance(source, tuple):
-            joints = np.load(source[0])[source[1]][:, :T2M.joints]
-        else:
-            joints, fps = read_amass(source, bodies, every_frame=not published)
-            joints = joints if published else resample(joints, fps, T2M.fps)
-            joints = joints[LEADING.get(key_of(source)[0], 0):]
-    except (UserError, *UNREADABLE) as error:
-        return {row.name: str(error) for row in rows}
-    made = {}
-    for row in rows:
-        clip = joints[row.start:row.end]
-        if len(clip) < 2:
-            made[row.name] = f"{len(clip)} frames from {row.start} to {row.end} of {source}"
-            continue
-        clips = {row.name: clip} | ({f"M{row.name}": mirror(clip, T2M)} if mirrored else {})
-        clips = {name: extract_features(clip, "t2m") for name, clip in clips.items()}
-        finite = all(np.isfinite(features).all() for features in clips.values())
-        made[row.name] = None if finite else f"not finite: frames {row.start} to {row.end} of {source}"
-        for name, features in clips.items() if finite else ():
-            save_array(out / FEATURES / f"{name}.npy", features)
-    return made
+    path, member, start, end = source
+    if not os.path.exists(path):
+        raise UserError(f"no source {path}")
+    joints = np.load(path)[member][:, :T2M.joints] if member else read_source(path, *reading)
+    if len(joints[start:end]) < 2:
+        raise UserError(f"{len(joints[start:end])} frames from {start} to {end} of {path}")
+    return joints[start:end], {}
 
 
-def build(out, amass, body_models, repo=None, fractions=(), mirrored=True, workers=None, strict=False):
+def build(out, amass, body_models, repo=None, **settings):
     """Make HumanML3D of AMASS by a clone `repo` of its repository; without one, every AMASS clip by itself.
 
-    Clips made earlier are kept. Raises UserError for what cannot be used, with `strict` for missing sources.
+    settings: those of `write_dataset`. Raises UserError for what cannot be used, and, where `strict` is among
+    them, for missing sources.
     """
-    out, bodies, (sources, unusable) = Path(out), find_bodies(body_models), find_amass(amass)
+    find_bodies(body_models)
+    found, unusable = find_amass(amass)
+    sources, splits = {key: (path, None) for key, path in found.items()}, None
     if repo:
-        rows, archive = read_index(repo), Path(repo, HUMANACT_ZIP)
-        rows = [row._replace(start=0, end=None) if row.key[0] == "humanact12" else row for row in rows]
-        for name in np.load(archive).files:
-            sources[key_of(Path("pose_data/humanact12", Path(name).name))] = (archive, name)
+        rows, splits = read_repo(repo)
+        for name in np.load(Path(repo, HUMANACT_ZIP)).files:
+            sources["humanact12", "humanact12", Path(name).stem] = (Path(repo, HUMANACT_ZIP), name)
     else:
         rows = [Row(re.sub(r"[^\w.-]", "_", "_".join(key)), key, 0, None) for key in sources]
-        print("".join(f"warning: {name} is not read: {hint}\n" for name, hint in unusable.items()), end="")
-    left_out = {row.name: f"no source {'/'.join(row.key)}" for row in rows if row.key not in sources}
-    for name, count in Counter(row.key[0] for row in rows if row.key not in sources).most_common():
-        print(f"warning: {name} is missing, {count} rows of {INDEX}: {unusable.get(name, 'no such files')}")
-    if strict and left_out:
-        raise UserError(f"{amass}: lacks the sources of {len(left_out)} clips (--strict)")
-    with exclusive_lock(out, "name another folder with --out"):
-        there = {path.stem for path in (out / FEATURES).glob("*.npy")}
-        if there and not (out / REPORT).is_file():
-            raise UserError(f"{out}: holds clips that were not made here; name another folder with --out")
-        write_lines(out / REPORT, ["unfinished"])
-        remove_stale(out / FEATURES)
-        work = {}
-        for row in rows:
-            if row.key in sources and not there.issuperset(with_copies([row.name], mirrored)):
-                work.setdefault(row.key, []).append(row)
-        jobs = [(out, sources[key], own, bodies, bool(repo), mirrored) for key, own in work.items()]
-        with tqdm(total=sum(map(len, work.values())), unit="clip", disable=not jobs) as bar:
-            for made in in_processes(out, convert, jobs, workers):
-                left_out |= {name: why for name, why in made.items() if why}
-                bar.update(len(made))
-        write_lines(out / REPORT, (f"{name}: {why}" for name, why in left_out.items()))
-        names = [row.name for row in rows if row.name not in left_out]
-        if not names:
-            raise UserError(f"{out}: none of {len(rows)} clips can be made; {out / REPORT} says why")
-        write_splits(out, names, repo, fractions, mirrored)
-    print(f"{out}: {len(names)} clips{', each with its mirrored copy' * mirrored}; {len(left_out)} left out")
-    print(f"{out / REPORT}: names what was left out, and why")
+    missing = Counter(row.key[0] for row in rows if row.key not in sources)
+    for name in missing if repo else unusable:
+        count = f", {missing[name]} rows of {INDEX}" * bool(repo)
+        print(f"warning: {name} is missing{count}: {unusable.get(name, 'no such files')}")
+    if settings.pop("strict") and missing:
+        raise UserError(f"{amass}: lacks the sources of {sum(missing.values())} clips (--strict)")
+    clips = [(row.name, (*sources.get(row.key, ("/".join(row.key), None)), row.start, row.end), ())
+             for row in sorted(rows, key=lambda row: row.key)]
+    report = write_dataset(out, clips, "t2m", reading=(body_models, bool(repo)), read=read_row, joints=False,
+                           splits=splits, **settings)
+    print(f"{out}: {len(report.records)} clips; {len(report.rejected)} left out, named in {REPORT}")
+    for split, ids in (splits or {}).items():
+        made = len(report.splits[split])
+        print(f"{split}: {made} clips; {len(ids) - made} have no motion here")
     if repo:
-        compare(out, repo, left_out)
+        finish(Path(out), repo, report)
 
 
-def write_splits(out, names, repo, fractions, mirrored):
-    """Write splits, captions, and mean and std of all clips, as published."""
-    made = dict.fromkeys(with_copies(names, mirrored))
-    clips = (load_array(out / FEATURES / f"{clip}.npy") for clip in tqdm(made, "mean and std", unit="clip"))
-    for name, array in zip(("Mean", "Std"), group_statistics(clips, T2M)):
-        save_array(out / f"{name}.npy", array)
-    if repo:
-        paths = [path for path in (Path(repo, split) for split in SPLITS) if path.is_file()]
-        splits = {path.stem: path.read_text().split() for path in paths}
-        with zipfile.ZipFile(Path(repo, TEXT_ZIP)) as archive:
-            for member in archive.namelist():
-                if member.endswith(".txt") and Path(member).stem in made:
-                    with atomic_write(out / TEXTS / Path(member).name) as file:
-                        file.write(archive.read(member))
-    else:
-        splits = assign_splits(names, fractions) | {"all": names}
-        splits = {split: with_copies(own, mirrored) for split, own in splits.items()}
-    for split, wanted in splits.items():
-        own = [clip for clip in wanted if clip in made]
-        write_lines(out / f"{split}.txt", own)
-        print(f"{split}: {len(own)} clips; {len(wanted) - len(own)} have no motion here")
-
-
-def compare(out, repo, left_out):
-    """Print the largest differences from the clip and the statistics that HumanML3D's repository holds."""
-    for part in ("new_joint_vecs/012314.npy", "Mean.npy", "Std.npy"):
+def finish(out, repo, report):
+    """Write the captions, and print how far clip and statistics are from those that the repository holds."""
+    with zipfile.ZipFile(Path(repo, TEXT_ZIP)) as archive:
+        for path in map(Path, archive.namelist()):
+            if path.suffix == ".txt" and path.stem.removeprefix("M") in report.records:
+                with atomic_write(out / TEXTS / path.name) as file:
+                    file.write(archive.read(str(path)))
+    for part in (f"{FEATURES}/012314.npy", "Mean.npy", "Std.npy"):
         if (out / part).is_file() and Path(repo, "HumanML3D", part).is_file():
             own, published = load_array(out / part), load_array(Path(repo, "HumanML3D", part))
             far = f"{np.abs(own - published).max():.1e}" if own.shape == published.shape else "another shape"
             print(f"{part}: largest difference from the published one: {far}")
-    if "007975" in left_out or (out / FEATURES / "007975.npy").is_file():
-        print(f"007975, which was published with NaN: {left_out.get('007975', 'finite here')}")
+    if "007975" in report.rejected or "007975" in report.records:
+        print(f"007975, which was published with NaN: {report.rejected.get('007975', 'finite here')}")
