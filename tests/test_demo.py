@@ -191,11 +191,11 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 
 
 def test_a_set_left_half_made_is_finished(tmp_path):
-    assert demo.ensure_demo(tmp_path / "demo", count=6).converted == 6
+    assert demo.ensure_demo(tmp_path / "demo", count=6).kept == 0
     assert demo.ensure_demo(tmp_path / "demo", count=6) is None
     (tmp_path / "demo/all.txt").unlink()
     report = demo.ensure_demo(tmp_path / "demo", count=6)
-    assert report.converted == 0 and len(read_ids(tmp_path / "demo/all.txt")) == 6
+    assert report.kept == 6 and len(read_ids(tmp_path / "demo/all.txt")) == 6
 
 
 @pytest.mark.slow

@@ -52,7 +52,7 @@ def parse_args(argv=None):
         (not args.out and not args.explain, "give --out DIR"),
         (origins != 1, "give a source or --demo or --amass" + ", not both" * (origins > 1)),
         (bool(args.amass) != bool(args.body_models), "--amass and --body-models go together"),
-        (args.humanml3d and not args.amass, "--humanml3d goes with --amass and --body-models"),
+        (args.humanml3d and not args.amass, "--humanml3d goes with --amass"),
         (not args.source and about_sources,
          "--demo and --amass take no flags about reading other sources, and --amass no --preview"),
         (args.seed and not args.demo, "--seed is the demo set's: give --demo with it"),
@@ -87,7 +87,7 @@ def main(argv=None):
         build(args.out, args.amass, args.body_models, args.humanml3d, **settings)
         return 0
     spec = get_spec("demo" if args.demo else args.dataname)
-    joint_map = read_map(args.joint_map) if args.joint_map else None
+    joint_map = args.joint_map and read_map(args.joint_map)
     reading = Reading(spec.name, args.scale, args.up, args.fps, joint_map, args.swap_sides)
     if args.explain:
         return explain(args.source, reading)
@@ -128,10 +128,9 @@ def print_summary(args, report, spec):
     records = report.records.values()
     frames = sum(record["frames"] for record in records) * (1 + args.mirror)
     sizes = ", ".join(f"{split} {len(ids)}" for split, ids in report.splits.items())
-    print(f"{args.out}: {len(records) * (1 + args.mirror)} clips, {frames} frames, "
-          f"{frames / spec.fps / 3600:.2f} hours ({sizes})")
-    print(f"sources: {report.converted} converted, {len(records) - report.converted} unchanged since the "
-          f"last run, {len(report.rejected)} rejected, {report.removed} earlier ones removed")
+    print(f"{args.out}: {sizes} clips; {frames} frames, {frames / spec.fps / 3600:.2f} hours")
+    print(f"sources: {len(records) - report.kept} converted, {report.kept} unchanged since the last run, "
+          f"{len(report.rejected)} rejected, {report.removed} earlier ones removed")
     found = [(what, value) for record in records for what, value in record["found"].items() if what != "map"]
     for (what, value), count in sorted(Counter(found).items()):
         print(f"{what}: {value} ({count})")

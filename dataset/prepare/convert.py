@@ -50,53 +50,58 @@ def write_dataset(out, clips, dataname, *, reading=None, read=read_clip, joints=
     """Convert clips into the folder `out`: joints, features, texts, splits, mean and std.
 
     clips: iterable of (id, source, captions). A source is joints (T, J, 3) in metres, y up, at the data set's
-    frame rate; or a path, or a tuple with a path first, for `read(source, reading)`. Captions are sentences
+    frame rate, or a path, or a tuple with a path first, for `read(source, reading)`. Captions are sentences
     or HumanML3D text lines. joints: whether to write new_joints, which takes torch.
-    splits: {split: ids}, whose clips are taken as far as they are made; mean and std are then of all clips.
-    None: a clip's name decides, by `fractions`; mean and std are of the training split.
+    splits: {split: ids}, with mean and std of all; None: by name and `fractions`, of the training split.
     mirrored: add the left-right mirrored copy M + id of each clip, to the same split.
     Clips made earlier are kept while source and settings stay, and removed when their source is gone.
     Returns a namespace: `splits`; `records` {id: {frames, found, …}} of the clips without their copies;
-    `rejected` {id: why}; how many sources were `converted` by this run, and how many `removed`.
+    `rejected` {id: why}; how many sources were `kept` from an earlier run, and how many `removed`.
     Raises UserError when `out` cannot be written or holds other clips only, when no clip is left, and with
     `strict` for the first clip that cannot be used.
     """
     reading, out, spec = reading or Reading(dataname), Path(out), get_spec(dataname)
     clips = {name: (source, captions) for name, source, captions in clips}
+    for name in clips:
+        if mirrored and f"M{name}" in clips:
+            raise UserError(f"{name}: its mirrored copy would take the name of M{name}; rename that clip")
     with exclusive_lock(out, "name another folder with --out"):
-        done, jobs, kept = _read_done(out, clips), [], {}
-        for name, (source, _) in clips.items():
-            if mirrored and f"M{name}" in clips:
-                raise UserError(f"{name}: its mirrored copy would take the name of M{name}; rename that clip")
-            key = _key(source, (reading, mirrored))
-            files = _arrays(out, with_copies([name], mirrored), joints)
-            if done.get(name, {}).get("key") == key and all(path.is_file() for path in files):
-                kept[name] = done[name]
-            else:
-                jobs.append((name, source, key))
+        done, records, rejected = _read_done(out, clips), {}, {}
+        jobs = [(name, source, done.get(name)) for name, (source, _) in clips.items()]
         convert = partial(_convert, out, spec, reading, read, joints, mirrored)
-        made, rejected = _record(out, _in_processes(out, convert, jobs, workers), len(jobs), strict)
-        records = dict(sorted((kept | made).items()))
+        results = _in_processes(out, convert, jobs, workers)
+        with open(out / DONE, "a", buffering=1, encoding="utf-8") as log:
+            log.write("\n")  # ends a line that an interrupted run may have cut short
+            for name, result in tqdm(results, total=len(jobs), unit="clip"):
+                if isinstance(result, dict):
+                    records[name] = result
+                    log.write(json.dumps(result) + "\n")
+                elif strict:
+                    raise UserError(f"{result} (--strict)")
+                else:
+                    rejected[name] = result
         if not records:
             first = next(iter(rejected.values()), "none is given")
             raise UserError(f"{out}: none of {len(clips)} clips can be used: {first}"[:LINE + 20])
+        records = dict(sorted(records.items()))
         every = dict.fromkeys(with_copies(records, mirrored))
         published, splits = splits, splits or assign_splits(records, fractions, mirrored)
         splits = {split: [name for name in ids if name in every] for split, ids in splits.items()}
         for name in (name for name in records if clips[name][1]):
             lines = [text_line(caption) for caption in clips[name][1]]
             for copy, own in ((name, lines), (f"M{name}", map(mirror_line, lines)))[:1 + mirrored]:
-                write_lines(out / TEXTS / f"{copy}.txt", own)
+                _write_lines(out / TEXTS / f"{copy}.txt", own)
         _write_splits(out, splits, every if published else splits["train"] or every, spec)
         gone = set(with_copies(done, True)).difference(every)
         for path in (*_arrays(out, gone), *(out / TEXTS / f"{name}.txt" for name in gone)):
             path.unlink(missing_ok=True)
-        write_lines(out / DONE, map(json.dumps, records.values()))
+        _write_lines(out / DONE, map(json.dumps, records.values()))
         lines = [f"{name}: rejected: {why}" for name, why in rejected.items()]
         for name, record in records.items():
             lines += [f"{name}: {record['frames']} frames", *describe(record["found"])]
-        write_lines(out / REPORT, lines)
-    return SimpleNamespace(splits=splits, records=records, rejected=rejected, converted=len(made),
+        _write_lines(out / REPORT, lines)
+    return SimpleNamespace(splits=splits, records=records, rejected=rejected,
+                           kept=sum(done.get(name) == record for name, record in records.items()),
                            removed=len(done.keys() - records))
 
 
@@ -136,22 +141,6 @@ def _arrays(out, names, joints=True):
     return [out / folder / f"{name}.npy" for name in names for folder in folders]
 
 
-def _record(out, results, count, strict):
-    """Record each converted clip in DONE. Return ({id: record}, {id: why not})."""
-    made, rejected = {}, {}
-    with open(out / DONE, "a", buffering=1, encoding="utf-8") as log:
-        log.write("\n")  # ends a line that an interrupted run may have cut short
-        for name, result in tqdm(results, total=count, unit="clip", disable=not count):
-            if isinstance(result, dict):
-                made[name] = result
-                log.write(json.dumps(result) + "\n")
-            elif strict:
-                raise UserError(f"{result} (--strict)")
-            else:
-                rejected[name] = result
-    return made, rejected
-
-
 def _in_processes(out, function, jobs, workers):
     """Yield function(job) of each job, in worker processes where there are many."""
     if workers == 1 or len(jobs) < MIN_BATCH:
@@ -167,25 +156,23 @@ def _in_processes(out, function, jobs, workers):
 
 
 def _convert(out, spec, reading, read, joints, mirrored, job):
-    """Write one clip's arrays. Return its id, and its record or why it cannot be used."""
-    name, source, key = job
-    where, found = source[0] if isinstance(source, tuple) else source, {}
+    """Write one clip's arrays, unless they are there. Return its id, and its record or why it has none."""
+    name, source, record = job
+    key, paths = _key(source, (reading, mirrored)), _arrays(out, with_copies([name], mirrored), joints)
+    if record and record["key"] == key and all(path.is_file() for path in paths):
+        return name, record
     try:
-        if isinstance(source, np.ndarray):
-            clip, where = source, name
-        else:
-            clip, found = read(source, reading)
+        clip, found = (source, {}) if isinstance(source, np.ndarray) else read(source, reading)
         versions = (clip, mirror(clip, spec))[:1 + mirrored]
         features = [extract_features(version / spec.unit, spec.name) for version in versions]
         if not np.isfinite(features).all():
-            raise UserError(f"{where}: its features are not finite; expected a body within a few metres")
+            raise UserError(f"{name}: its features are not finite; expected a body within a few metres")
+    except UserError as error:
+        return name, str(error)[-LINE:]     # the file's folders go first
     except Exception as error:  # whatever is wrong with one file, the others are converted
-        expected = isinstance(error, UserError)
-        hint = "" if expected else f"{where}: unexpected, is the file sound? {type(error).__name__}: "
-        text = " ".join(f"{hint}{error}".split())
-        if len(text) > LINE:
-            text = text.replace(f"{Path(where).parent}{os.sep}", "")
-        return name, text[:LINE]
+        where = source[0] if isinstance(source, tuple) else name
+        text = f"{where}: unexpected, is the file sound? {type(error).__name__}: {error}"
+        return name, " ".join(text.split())[:LINE]
     for copy, array in zip(with_copies([name], mirrored), features):
         save_array(out / FEATURES / f"{copy}.npy", array)
         if joints:
@@ -211,11 +198,11 @@ def _write_splits(out, splits, counted, spec):
         save_array(out / f"{name}.npy", array)
     for split, ids in splits.items():
         if ids:
-            write_lines(out / f"{split}.txt", ids)
+            _write_lines(out / f"{split}.txt", ids)
         else:
             (out / f"{split}.txt").unlink(missing_ok=True)
 
 
-def write_lines(path, lines):
+def _write_lines(path, lines):
     with atomic_write(path) as file:
         file.write("".join(f"{line}\n" for line in lines).encode())

@@ -56,10 +56,7 @@ def rotations(axes, *degrees):
 
 
 class Score(dict):
-    """Curves (T,) by name, and footsteps, of a clip; at first of a person who stands, never quite still.
-
-    A curve of one side has the name (side, name); one that is missing is zero.
-    """
+    """Footsteps, and curves (T,) by name or (side, name), at first of a person who stands, but not still."""
 
     def __init__(self, rng):
         self.t, self.steps = np.arange(MAX_FRAMES) / FPS, []
@@ -102,8 +99,6 @@ def gait(score, start, count, period, first, forward=0.0, turn=0.0, width=0.1):
         score.steps.append(Step(side, lift, land, over, width, height * (0.7 if i == 0 else 1), push))
     return end + 0.1
 
-
-# actions: each ends standing
 
 def walk(score, start, rng):
     way = rng.choice(("forward", "backward", "left", "right"))
@@ -173,6 +168,7 @@ def kick(score, start, rng):
     return start + end, f"kicks with the {side} foot"
 
 
+# (score, start, rng) → (end, caption); each ends standing
 ACTIONS = dict(walk=walk, turn=turn, jump=jump, squat=squat, wave=wave, kick=kick)
 
 
@@ -266,7 +262,7 @@ def animate(score, lengths):
 def make_clips(seed=0, count=480):
     """Yield (name, joints (T, 22, 3) float64 in metres at 20 fps, captions) of `count` clips.
 
-    A clip holds one action, or two in turn, in 64 to 160 frames, and depends on the seed and its index alone.
+    A clip holds one action, or two in turn, and depends on the seed and its index alone.
     """
     for index in range(count):
         rng = np.random.default_rng((seed, index))
@@ -287,13 +283,11 @@ def make_clips(seed=0, count=480):
 
 
 def ensure_demo(root, count=480):
-    """Make the demo set in the folder `root`. Return its Report, or None when it was there already.
+    """Make the demo set in a folder. Return its report, or None where it is there already.
 
-    Raises UserError when `root` cannot be written or holds something else.
+    Raises UserError for a folder that cannot be written or holds something else.
     """
-    root = Path(root)
-    if (root / "all.txt").is_file():        # written last
-        return None
-    if root.is_dir() and not (root / DONE).exists() and any(root.iterdir()):
+    made, root = Path(root, "all.txt").is_file(), Path(root)    # all.txt is written last
+    if not made and not Path(root, DONE).exists() and any(root.glob("*")):
         raise UserError(f"{root}: holds something else than the demo set; name an empty folder")
-    return write_dataset(root, make_clips(count=count), "demo")
+    return None if made else write_dataset(root, make_clips(count=count), "demo")

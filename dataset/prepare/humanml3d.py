@@ -3,7 +3,6 @@ import csv
 import os
 import re
 import zipfile
-import zlib
 from collections import Counter, namedtuple
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +24,6 @@ TODAY = {"BioMotionLab_NTroje": "BMLrub", "DFaust_67": "DFaust", "MPI_HDM05": "H
          "EyesJapanDataset": "Eyes_Japan_Dataset", "pose_data": "humanact12"}
 # frames at 20 fps without motion, cut off first
 LEADING = {"Eyes_Japan_Dataset": 60, "HDM05": 60, "TotalCapture": 20, "PosePrior": 20, "Transitions": 10}
-UNREADABLE = (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error)
 
 Row = namedtuple("Row", "name key start end")               # a clip: frames start to end of a source
 Body = namedtuple("Body", "template shapes parents")        # of 22 joints: (22, 3), (22, 3, 10), (22,)
@@ -45,7 +43,7 @@ def read_repo(repo):
     for path in (Path(repo, TEXT_ZIP), Path(repo, HUMANACT_ZIP)):
         try:
             whole = zipfile.ZipFile(path).testzip() is None
-        except UNREADABLE:
+        except Exception:  # zipfile raises nearly anything for a damaged file
             whole = False
         if not whole:
             found = f"is {describe_file(path)}" if path.is_file() else "no such file"
@@ -57,7 +55,6 @@ def read_repo(repo):
                 for source, start, end, name in filter(None, lines)]
     except ValueError as error:
         raise UserError(f"{path}: {error}; expected {expected}") from None
-    rows = [row._replace(start=0, end=None) if row.key[0] == "humanact12" else row for row in rows]
     return rows, {path.stem: read_ids(path) for path in Path(repo, "HumanML3D").glob("*.txt")}
 
 
@@ -102,29 +99,12 @@ def read_body(path):
             regressor, parents = file["J_regressor"], file["kintree_table"][0].astype(np.int64)
             shapes = np.einsum("jv,vcs->jcs", regressor, file["shapedirs"][..., :10])
             template = regressor @ file["v_template"]
-    except UNREADABLE as error:
+    except Exception as error:  # so does numpy
         raise UserError(f"{path}: {str(error)[:50]}; expected v_template, shapedirs, J_regressor, "
                         "kintree_table of the Extended SMPL+H model") from None
     if len(regressor) != 52:
         raise UserError(f"{path}: {len(regressor)} joints; expected SMPL+H's 52, not SMPL's or SMPL-X's")
     return Body(template[:T2M.joints], shapes[:T2M.joints], parents[:T2M.joints])
-
-
-def read_amass(path, bodies, every_frame=False):
-    """Return joints (T, 22, 3) float64 in metres, y up, of an AMASS file, and its frame rate.
-
-    T: every int(fps / 20)-th frame, as HumanML3D does, or every one. Raises UserError for another file.
-    """
-    with np.load(path) as file:
-        fps = float(file["mocap_framerate"])
-        step = 1 if every_frame else int(fps / T2M.fps)
-        poses, trans = (file[name][::step].astype(np.float64) for name in ("poses", "trans"))
-        body = bodies["male" if file["gender"].item() == "male" else "female"]
-        rest = body.template + body.shapes @ file["betas"][:10]
-    if poses.shape[1:] != (156,) or trans.shape != (len(poses), 3):
-        raise UserError(f"{path}: poses {poses.shape}, trans {trans.shape}; expected (T, 156) and (T, 3)")
-    joints = pose_joints(poses[:, :3 * T2M.joints], rest, body.parents) + trans[:, None]
-    return joints[..., [0, 2, 1]] * (-1, 1, 1), fps
 
 
 def pose_joints(poses, rest, parents):
@@ -137,27 +117,40 @@ def pose_joints(poses, rest, parents):
     return joints
 
 
-@lru_cache(maxsize=1)
-def read_source(path, body_models, published):
-    """Return joints (T, 22, 3) of an AMASS file at 20 fps, without the leading frames of LEADING."""
-    joints, fps = read_amass(path, find_bodies(body_models), every_frame=not published)
-    joints = joints if published else resample(joints, fps, T2M.fps)
-    return joints[LEADING.get(key_of(path)[0], 0):]
+@lru_cache(maxsize=1)   # several clips come of one file
+def read_amass(path, body_models, published):
+    """Return joints (T, 22, 3) float64 in metres, y up, at 20 fps, of an AMASS file after its LEADING frames.
+
+    published: take every int(fps / 20)-th frame, as HumanML3D does. Raises UserError for another file.
+    """
+    with np.load(path) as file:
+        fps = float(file["mocap_framerate"])
+        step = int(fps / T2M.fps) if published else 1
+        poses, trans = (file[name][::step].astype(np.float64) for name in ("poses", "trans"))
+        body = find_bodies(body_models)["male" if file["gender"].item() == "male" else "female"]
+        rest = body.template + body.shapes @ file["betas"][:10]
+    if poses.shape[1:] != (156,) or trans.shape != (len(poses), 3):
+        raise UserError(f"{path}: poses {poses.shape}, trans {trans.shape}; expected (T, 156) and (T, 3)")
+    joints = pose_joints(poses[:, :3 * T2M.joints], rest, body.parents) + trans[:, None]
+    joints = joints[..., [0, 2, 1]] * (-1, 1, 1)
+    return (joints if published else resample(joints, fps, T2M.fps))[LEADING.get(key_of(path)[0], 0):]
 
 
 def read_row(source, reading):
     """Return joints (T, 22, 3) of a clip, and nothing else found. Raises UserError where there is no motion.
 
-    source: an AMASS file, or an archive and a name of joints in it; first frame; last + 1. reading: folder of
-    body models; whether frames are taken as published.
+    source: an archive, and the name of joints in it; or an AMASS file, None, first frame, last frame + 1.
+    reading: folder of body models; whether frames are taken as published.
     """
     path, member, start, end = source
     if not os.path.exists(path):
         raise UserError(f"no source {path}")
-    joints = np.load(path)[member][:, :T2M.joints] if member else read_source(path, *reading)
-    if len(joints[start:end]) < 2:
-        raise UserError(f"{len(joints[start:end])} frames from {start} to {end} of {path}")
-    return joints[start:end], {}
+    if member:
+        return np.load(path)[member][:, :T2M.joints], {}
+    clip = read_amass(path, *reading)[start:end]
+    if len(clip) < 2:
+        raise UserError(f"{len(clip)} frames from {start} to {end} of {path}")
+    return clip, {}
 
 
 def build(out, amass, body_models, repo=None, **settings):
@@ -199,7 +192,7 @@ def finish(out, repo, report):
         for path in map(Path, archive.namelist()):
             if path.suffix == ".txt" and path.stem.removeprefix("M") in report.records:
                 with atomic_write(out / TEXTS / path.name) as file:
-                    file.write(archive.read(str(path)))
+                    file.write(archive.read(path.as_posix()))
     for part in (f"{FEATURES}/012314.npy", "Mean.npy", "Std.npy"):
         if (out / part).is_file() and Path(repo, "HumanML3D", part).is_file():
             own, published = load_array(out / part), load_array(Path(repo, "HumanML3D", part))
