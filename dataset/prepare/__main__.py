@@ -2,8 +2,6 @@
 
     python -m dataset.prepare mocap/ --out dataset/mine             # every .bvh, .npy and .npz below mocap/
     python -m dataset.prepare --explain walk.bvh                    # what is recognised in a file
-    python -m dataset.prepare --demo --out dataset/demo             # the demo set, animated here
-    python train_vq.py --data-root dataset/mine
 """
 import sys
 
@@ -12,9 +10,8 @@ from options.common import COUNT, POSITIVE, SEED, WEIGHT, Parser
 
 def parse_args(argv=None):
     """Return the arguments, or exit with code 2 and one line for a mistake."""
-    parser = Parser(prog="python -m dataset.prepare", description=__doc__.splitlines()[0], epilog=(
-        "A second run converts what is new or changed. "
-        "Exit codes: 0 done, 2 nothing usable or a mistake in the input, 130 interrupted."))
+    parser = Parser(prog="python -m dataset.prepare", description=__doc__.splitlines()[0],
+                    epilog="Exit codes: 0 done, 2 nothing usable or a mistake in the input, 130 interrupted.")
     add = parser.add_argument
     add("source", nargs="*", help="folders or files: .bvh, or joints (T, 22, 3) as .npy or .npz")
     add("--out", metavar="DIR", help="training folder to write")
