@@ -3,7 +3,7 @@
 A clip is written as footsteps and curves over time: the legs follow by inverse kinematics, the rest by
 forward kinematics. Metres, seconds, degrees; y up, floor at 0; at heading 0 a body faces +z, its left is +x.
 """
-from collections import namedtuple
+from collections import defaultdict, namedtuple
 from itertools import accumulate
 from pathlib import Path
 
@@ -55,10 +55,11 @@ def rotations(axes, *degrees):
     return Rotation.from_euler(axes, angles, degrees=True).as_matrix().reshape(-1, 3, 3)
 
 
-class Score(dict):
+class Score(defaultdict):
     """Footsteps, and curves (T,) by name or (side, name), at first of a person who stands, but not still."""
 
     def __init__(self, rng):
+        super().__init__(lambda: np.zeros(MAX_FRAMES))
         self.t, self.steps = np.arange(MAX_FRAMES) / FPS, []
         self.heading, self.width = rng.uniform(-180, 180), rng.uniform(0.09, 0.13)
         self.toe_out, self.arm_swing = rng.uniform(4, 12), rng.uniform(24, 37)
@@ -70,9 +71,6 @@ class Score(dict):
         for name in ("spine_forward", "spine_turn", "head_turn", ("left", "elbow"), ("right", "elbow")):
             waves = rng.uniform(0.12, 0.5, 3)[:, None] * self.t + rng.uniform(0, 1, 3)[:, None]
             self[name] = self[name] + 2 * np.sin(2 * np.pi * waves).mean(0)
-
-    def __missing__(self, name):
-        return np.zeros(MAX_FRAMES)
 
     def add(self, side=None, **values):
         """Add a constant or a curve to each named curve of the body, or of one of its sides."""
@@ -126,8 +124,8 @@ def jump(score, start, rng):
     heel = keyed(t, (crouch, 0), (off, 48), (off + 0.6 * air, 32), (land, 22), (land + 0.14, 0))
     raised = keyed(t, (start, 0), (crouch - 0.08, -38), (off + 0.6 * air, 115), (land + 0.1, 60), (end, 0))
     travel = keyed(t, (crouch, 0), (off, 0.16), (land, 0.84), (land + 0.3, 1))
-    score.add(rise=squat + up, forward_speed=distance * np.gradient(travel) * FPS)
-    score.add(spine_forward=-110 * squat, pelvis_forward=-80 * squat, root_forward=0.45 * squat)
+    score.add(rise=squat + up, forward_speed=distance * np.gradient(travel) * FPS,
+              spine_forward=-110 * squat, pelvis_forward=-80 * squat, root_forward=0.45 * squat)
     for side in SIDES:
         score.add(side, foot_up=up, foot_pitch=heel, arm_forward=raised, elbow=0.25 * np.abs(raised))
         score.steps.append(Step(side, off, land, end, score.width, 0, 0))
@@ -168,8 +166,7 @@ def kick(score, start, rng):
     return start + end, f"kicks with the {side} foot"
 
 
-# (score, start, rng) → (end, caption); each ends standing
-ACTIONS = dict(walk=walk, turn=turn, jump=jump, squat=squat, wave=wave, kick=kick)
+ACTIONS = dict(walk=walk, turn=turn, jump=jump, squat=squat, wave=wave, kick=kick)  # each ends standing
 
 
 def place_feet(score, path, heading, bones):

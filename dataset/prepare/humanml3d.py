@@ -41,11 +41,7 @@ def read_repo(repo):
     Raises UserError for a clone of its repository that lacks something.
     """
     for path in (Path(repo, TEXT_ZIP), Path(repo, HUMANACT_ZIP)):
-        try:
-            whole = zipfile.ZipFile(path).testzip() is None
-        except Exception:  # zipfile raises nearly anything for a damaged file
-            whole = False
-        if not whole:
+        if not zipfile.is_zipfile(path):
             found = f"is {describe_file(path)}" if path.is_file() else "no such file"
             raise UserError(f"{path}: {found}; expected a whole zip archive, of a clone of HumanML3D")
     path, expected = Path(repo, INDEX), "source_path,start_frame,end_frame,new_name"
