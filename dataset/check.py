@@ -27,7 +27,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from dataset.motion_folder import find_clips, find_statistics, id_hint, read_clip, read_ids
+from dataset.motion_folder import find_clips, find_statistics, read_clip, read_ids
 from dataset.prepare.axes import posture_problems
 from utils.errors import UserError, exit_cleanly
 from utils.files import load_array
@@ -114,7 +114,7 @@ def _check_splits(splits, files, spec, found):
         for name in ids:
             where[name].append(split)
             if name not in files:
-                found["error", f"clips of {split}.txt have no file{id_hint(name)}"].append(name)
+                found["error", f"clips of {split}.txt have no file (one id a line, no .npy)"].append(name)
         published = PUBLISHED.get(spec.name, {}).get(split, len(ids))
         if published / 2 < len(ids) != published:
             found["warning", f"{split}.txt names {len(ids)} clips; the published split has {published}"] = []
