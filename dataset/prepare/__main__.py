@@ -49,7 +49,7 @@ def parse_args(argv=None):
         (not args.out and not args.explain, "give --out DIR"),
         (origins != 1, "give a source or --demo or --amass" + ", not both" * (origins > 1)),
         (bool(args.amass) != bool(args.body_models), "--amass and --body-models go together"),
-        (args.humanml3d and not args.amass, "--humanml3d goes with --amass"),
+        (args.humanml3d and not args.amass, "--humanml3d goes with --amass and --body-models"),
         (not args.source and about_sources,
          "--demo and --amass take no flags about reading other sources, and --amass no --preview"),
         (args.seed and not args.demo, "--seed is the demo set's: give --demo with it"),

@@ -1,6 +1,5 @@
 """Captions: a CSV file of id and caption, and HumanML3D's text lines `caption#word/POS word/POS#from#to`."""
 import csv
-import io
 import re
 
 from utils.errors import UserError
@@ -29,7 +28,7 @@ def mirror_line(line):
 def read_csv(path):
     """Read {id: [caption, …]} from a CSV file of two columns. Raises UserError for any other row."""
     captions, expected = {}, "rows of id,caption"
-    rows = csv.reader(io.StringIO(read_text(path, expected), newline=None))
+    rows = csv.reader(read_text(path, expected).splitlines(keepends=True))
     try:
         for row in rows:
             row = [field.strip() for field in row]
