@@ -234,6 +234,10 @@ def test_a_clone_without_its_archives_is_refused(tree, tmp_path, capsys, part):
     assert "Git LFS" in refused(tree, tmp_path, capsys, humanml3d=tmp_path / "repo")
     (tmp_path / "repo" / part).write_bytes((tree / "repo" / part).read_bytes()[:-30])
     assert "expected a whole zip" in refused(tree, tmp_path, capsys, humanml3d=tmp_path / "repo")
+    damaged = bytearray((tree / "repo" / part).read_bytes())
+    damaged[60] ^= 255  # within the first member
+    (tmp_path / "repo" / part).write_bytes(damaged)
+    assert "expected a whole zip" in refused(tree, tmp_path, capsys, humanml3d=tmp_path / "repo")
     (tmp_path / "repo" / part).unlink()
     assert "no such file" in refused(tree, tmp_path, capsys, humanml3d=tmp_path / "repo")
 

@@ -4,6 +4,7 @@ import glob
 import os
 import re
 import zipfile
+import zlib
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
@@ -35,13 +36,22 @@ def key_of(path):
     return TODAY.get(data_set, data_set), subject, re.sub(r"\.np[yz]$", "", name)
 
 
+def is_whole_zip(path):
+    """Return whether a file is a zip archive whose members all fit their checksums."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError):
+        return False
+
+
 def read_repo(repo):
     """Return HumanML3D's clips [(key, id, first frame, last + 1)], and its splits {split: ids}.
 
     Raises UserError for a clone of its repository that lacks something.
     """
     for path in (Path(repo, TEXT_ZIP), Path(repo, HUMANACT_ZIP)):
-        if not zipfile.is_zipfile(path):
+        if not is_whole_zip(path):
             found = f"is {describe_file(path)}" if path.is_file() else "no such file"
             raise UserError(f"{path}: {found}; expected a whole zip archive, of a clone of HumanML3D")
     path, expected = Path(repo, INDEX), "source_path,start_frame,end_frame,new_name"
