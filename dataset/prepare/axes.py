@@ -15,21 +15,17 @@ MOST = 0.6              # share of the frames that must agree
 CLEARLY = 0.4           # how much smaller the better of two costs must be
 AT_ZERO = 0.15          # legs between a floor at zero and the lowest joints of who lies on it
 FLOATING = 0.3          # metres between the floor and the lowest joint
-# lengths as shares of the leg's, least and most, of people from pose estimates to cartoons
-PROPORTIONS = dict(arm=(0.25, 0.9), trunk=(0.33, 1.1), hips=(0.02, 0.7), shoulders=(0.1, 1.1), head=(0, 0.8))
-LONGEST = 0.75          # of any bone, in legs
-UNSTEADY = 0.3          # share by which a bone of an array may change its length
+LIMBS = (("hip", "knee"), ("knee", "ankle"), ("shoulder", "elbow", "wrist"))
+ALIKE = (1 / 1.6, 1.6)
+# least and most, of people from pose estimates to cartoons: lengths in legs, left by right, and how far
+# a bone of an array may change its length
+PROPORTIONS = dict(arm=(0.25, 0.9), trunk=(0.33, 1.1), hips=(0.02, 0.7), shoulders=(0.1, 1.1), head=(0, 0.8),
+                   bone=(0, 0.75), thighs=ALIKE, shins=ALIKE, arms=ALIKE, stretch=(0, 0.3))
 
 
 def thin_out(joints):
     """Return at most about a hundred frames, evenly spread: postures need no more."""
     return joints[::max(1, len(joints) // 100)]
-
-
-def name_joints(joints, spec):
-    """Return {name: (T, 3)} of joints (T, J, 3), with `pelvis` for KIT's root too."""
-    body = dict(zip(spec.joint_names, np.moveaxis(joints, 1, 0)))
-    return body | dict(pelvis=joints[:, 0])
 
 
 def turn_up(joints, up):
@@ -38,33 +34,34 @@ def turn_up(joints, up):
     return joints[..., axes] * signs
 
 
-def _length(vectors):
-    return np.linalg.norm(vectors, axis=-1)
-
-
 def _unit(vectors):
-    return vectors / np.maximum(_length(vectors), 1e-9)[..., None]
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)
+
+
+def _apart(a, b):
+    return float(np.median(np.linalg.norm(a - b, axis=-1)))
+
+
+def _name_joints(joints, spec):
+    return dict(zip(spec.joint_names, np.moveaxis(joints, 1, 0)))
+
+
+def _limb(body, side, names):
+    return sum(_apart(body[f"{side}_{a}"], body[f"{side}_{b}"]) for a, b in zip(names, names[1:]))
 
 
 def leg_length(joints, spec):
-    """Return the median length from hip over knee to ankle, the longer of the two legs."""
-    body = name_joints(joints, spec)
-    return max(_limb(body, side, "hip", "knee", "ankle") for side in ("left", "right"))
-
-
-def _limb(body, side, *names):
-    points = [body[f"{side}_{name}"] for name in names]
-    return float(sum(np.median(_length(a - b)) for a, b in zip(points, points[1:])))
+    """Return the median length from hip over knee to ankle, the longer leg's. Raises UserError for none."""
+    body = _name_joints(joints, spec)
+    leg = max(_limb(body, side, ("hip", "knee", "ankle")) for side in ("left", "right"))
+    if not leg > 0:
+        raise UserError("a leg has no length; expected hip, knee and ankle apart")
+    return leg
 
 
 def find_unit(joints, spec):
-    """Return (name, metres per unit) from the leg's length. One that fits no unit is given a typical leg.
-
-    Raises UserError for a leg without length.
-    """
+    """Return (name, metres per unit) from the leg's length. One that fits no unit is given a typical leg."""
     leg = leg_length(joints, spec)
-    if not leg > 0:
-        raise UserError("both legs have no length; expected a body")
     for low, high in (ADULT, ANYBODY):
         for name, scale in UNITS.items():
             if low <= leg * scale <= high:
@@ -77,30 +74,20 @@ def check_proportions(joints, spec, rigid=False):
 
     rigid: whether bones must keep their lengths.
     """
-    body, leg = name_joints(joints, spec), max(leg_length(joints, spec), 1e-9)
-    shares = dict(
-        arm=max(_limb(body, side, "shoulder", "elbow", "wrist") for side in ("left", "right")),
-        trunk=np.median(_length(_middle(body, "shoulder") - _middle(body, "hip"))),
-        hips=np.median(_length(body["left_hip"] - body["right_hip"])),
-        shoulders=np.median(_length(body["left_shoulder"] - body["right_shoulder"])),
-        head=np.median(_length(body["head"] - body["neck"])))
+    body, leg = _name_joints(joints, spec), leg_length(joints, spec)
+    left, right = ([_limb(body, side, names) for names in LIMBS] for side in ("left", "right"))
+    thighs, shins, arms = np.array(left) / np.maximum(right, 1e-9)
+    bones = np.linalg.norm(joints[:, 1:] - joints[:, spec.parents[1:]], axis=-1) / leg
+    least, usual, most = np.percentile(bones[:, np.median(bones, 0) > 0.15], (5, 50, 95), axis=0)
+    found = dict(
+        arm=max(left[2], right[2]) / leg, trunk=_apart(_middle(body, "shoulder"), _middle(body, "hip")) / leg,
+        hips=_apart(body["left_hip"], body["right_hip"]) / leg, head=_apart(body["head"], body["neck"]) / leg,
+        shoulders=_apart(body["left_shoulder"], body["right_shoulder"]) / leg, bone=usual.max(initial=0),
+        thighs=thighs, shins=shins, arms=arms, stretch=rigid * ((most - least) / usual).max(initial=0))
     for what, (low, high) in PROPORTIONS.items():
-        share = shares[what] / leg
-        if not low <= share <= high:
-            raise UserError(f"no person's proportions: {what} {share:.2f} legs, expected {low} to {high}; "
+        if not low <= found[what] <= high:
+            raise UserError(f"no person's proportions: {what} {found[what]:.2f}, expected {low:g} to {high}; "
                             "are the joints in another order? Else give --joint-map")
-    for names in (("hip", "knee"), ("knee", "ankle"), ("shoulder", "elbow", "wrist")):
-        left, right = (_limb(body, side, *names) for side in ("left", "right"))
-        if not max(left, right) <= 1.6 * min(left, right):
-            raise UserError(f"left and right {'-'.join(names)} differ: {left:.3g} and {right:.3g}; "
-                            "are the joints in another order? Else give --joint-map")
-    bones = _length(joints[:, 1:] - joints[:, spec.parents[1:]]) / leg
-    low, usual, high = np.percentile(bones, (5, 50, 95), axis=0)
-    for name, least, length, most in zip(spec.joint_names[1:], low, usual, high):
-        unsteady = rigid and length > 0.15 and most - least > UNSTEADY * length
-        if length > LONGEST or unsteady:
-            raise UserError(f"the bone to {name} is {least:.2f} to {most:.2f} legs long; "
-                            "are the joints in another order?")
 
 
 def _middle(body, name):
@@ -109,7 +96,7 @@ def _middle(body, name):
 
 def _trunk_and_legs(joints, spec):
     """Return the unit directions (T, 3) of the trunk, upwards, and of the legs, downwards."""
-    body = name_joints(joints, spec)
+    body = _name_joints(joints, spec)
     hips = _middle(body, "hip")
     return _unit(_middle(body, "shoulder") - hips), _unit(_middle(body, "ankle") - hips)
 
@@ -124,12 +111,6 @@ def _upright_axis(joints, spec, expected="y"):
     return None
 
 
-def _floor_cost(joints, spec, up):
-    """Return how badly the lowest joints fit a floor at zero, in legs."""
-    lowest = turn_up(joints, up)[..., 1].min(1) / leg_length(joints, spec)
-    return abs(float(np.median(lowest))) + 2 * float(np.std(lowest))
-
-
 def find_up(joints, rest, spec):
     """Return the up axis: y, z, -y or -z. joints: (T, J, 3). rest: (1, J, 3) of the zero pose, or None.
 
@@ -139,7 +120,10 @@ def find_up(joints, rest, spec):
     resting = _upright_axis(rest, spec) if rest is not None else None
     expected = resting or "y"
     moving = _upright_axis(joints, spec, expected)
-    cost = {up: _floor_cost(joints, spec, up) for up in TURNS}
+    leg = leg_length(joints, spec)
+    lowest = {up: turn_up(joints, up)[..., 1].min(1) / leg for up in TURNS}
+    # how badly the lowest joints fit a floor at zero
+    cost = {up: abs(np.median(low)) + 2 * np.std(low) for up, low in lowest.items()}
     if moving == expected:
         return moving
     if moving is None:      # lies, crawls, rolls
@@ -156,32 +140,21 @@ def find_up(joints, rest, spec):
                     f"give --up={moving} or --up={expected}")
 
 
-def facing(joints, spec):
-    """Return how far knees and toes point forwards, (knees in legs, toes as a cosine); negative: backwards.
-
-    Forwards follows from the sides: hip to hip, and along the leg.
-    """
-    body, knees, toes = name_joints(joints, spec), [], []
+def is_mirrored(joints, spec):
+    """Return whether knees and toes point backwards, as seen from the sides that the joints' names tell."""
+    body, knees, toes = _name_joints(joints, spec), [], []
     across = body["left_hip"] - body["right_hip"]
     for side in ("left", "right"):
         hip, knee, ankle, foot = (body[f"{side}_{name}"] for name in ("hip", "knee", "ankle", "foot"))
-        down = _unit(ankle - hip)
-        bend = knee - hip - ((knee - hip) * down).sum(-1, keepdims=True) * down
-        length = np.maximum(_length(knee - hip) + _length(ankle - knee), 1e-9)
-        knees.append((bend * _unit(np.cross(across, -down))).sum(-1) / length)
+        knees.append((_unit(knee - hip) * _unit(np.cross(across, hip - ankle))).sum(-1))    # cosines
         toes.append((_unit(foot - ankle) * _unit(np.cross(across, knee - ankle))).sum(-1))
-    return float(np.median(knees)), float(np.median(toes))
-
-
-def is_mirrored(joints, spec):
-    """Return whether knees and toes point backwards, as seen from the sides that the joints' names tell."""
-    knees, toes = facing(joints, spec)
-    return (toes < -0.3 and knees < 0.02) or (knees < -0.02 and toes < 0.1)
+    knees, toes = np.median(knees), np.median(toes)
+    return bool((toes < -0.3 and knees < 0.04) or (knees < -0.04 and toes < 0.1))
 
 
 def walks_on_fours(joints, spec):
     """Return whether trunk level, legs straight and hands by the feet is the usual posture. joints: y up."""
-    body, leg = name_joints(joints, spec), leg_length(joints, spec)
+    body, leg = _name_joints(joints, spec), leg_length(joints, spec)
     trunk, _ = _trunk_and_legs(joints, spec)
     hands, feet, hips = (_middle(body, name)[:, 1] for name in ("wrist", "ankle", "hip"))
     return bool(np.median(trunk[:, 1]) < 0.6 and np.median(np.abs(hands - feet)) < 0.4 * leg
