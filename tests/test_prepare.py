@@ -499,7 +499,7 @@ def test_bad_files_are_named_and_counted_and_the_others_converted(tmp_path, join
     said = capsys.readouterr()
     assert "8 clips" in said.out and "8 converted" in said.out and "7 rejected" in said.out
     for words in (
-        "cut.bvh: the file ends",
+        "cut.bvh: line 3: the skeleton ends",
         "wide.npy: float64 of shape (10, 25, 3)",
         "flat.npy: a leg has no length",
         "short.npy: 4 frames at 20 fps",

@@ -3,9 +3,7 @@ import numpy as np
 
 from utils.errors import UserError
 
-# source axes → x, y up, z: the axes to take, and their signs
-TURNS = {"y": ((0, 1, 2), (1, 1, 1)), "z": ((0, 2, 1), (1, 1, -1)),
-         "-y": ((0, 1, 2), (1, -1, -1)), "-z": ((0, 2, 1), (1, -1, 1))}
+AXES = ("y", "z", "-y", "-z")
 UNITS = {"m": 1.0, "cm": 0.01, "mm": 0.001, "inches": 0.0254, "feet": 0.3048, "dm": 0.1}    # in metres
 ADULT, ANYBODY = (0.65, 1.02), (0.4, 1.15)      # metres from hip to ankle; the second from child to giant
 TYPICAL_LEG = 0.82
@@ -30,8 +28,8 @@ def thin_out(joints):
 
 def turn_up(joints, up):
     """Rotate joints (…, 3) so that the axis `up` (y, z, -y, -z) becomes y."""
-    axes, signs = TURNS[up]
-    return joints[..., axes] * signs
+    x, y, z = np.moveaxis(joints, -1, 0)
+    return np.stack({"y": (x, y, z), "z": (x, z, -y), "-y": (x, -y, -z), "-z": (x, -z, y)}[up], -1)
 
 
 def _unit(vectors):
@@ -62,11 +60,9 @@ def leg_length(joints, spec):
 def find_unit(joints, spec):
     """Return (name, metres per unit) from the leg's length. One that fits no unit is given a typical leg."""
     leg = leg_length(joints, spec)
-    for low, high in (ADULT, ANYBODY):
-        for name, scale in UNITS.items():
-            if low <= leg * scale <= high:
-                return name, scale
-    return "none known, scaled to a typical leg", TYPICAL_LEG / leg
+    fits = [(name, scale) for low, high in (ADULT, ANYBODY) for name, scale in UNITS.items()
+            if low <= leg * scale <= high]
+    return fits[0] if fits else ("none known, scaled to a typical leg", TYPICAL_LEG / leg)
 
 
 def check_proportions(joints, spec, rigid=False):
@@ -104,7 +100,7 @@ def _trunk_and_legs(joints, spec):
 def _upright_axis(joints, spec, expected="y"):
     """Return the axis along which a person stands or sits in most frames, or None."""
     trunk, legs = _trunk_and_legs(joints, spec)
-    for up in (expected, *TURNS):
+    for up in (expected, *AXES):
         least = UPRIGHT if up == expected else UPRIGHT_ELSEWHERE
         if np.mean((turn_up(trunk, up)[:, 1] > least) & (turn_up(legs, up)[:, 1] < -least)) > MOST:
             return up
@@ -121,16 +117,14 @@ def find_up(joints, rest, spec):
     expected = resting or "y"
     moving = _upright_axis(joints, spec, expected)
     leg = leg_length(joints, spec)
-    lowest = {up: turn_up(joints, up)[..., 1].min(1) / leg for up in TURNS}
+    lowest = {up: turn_up(joints, up)[..., 1].min(1) / leg for up in AXES}
     # how badly the lowest joints fit a floor at zero
     cost = {up: abs(np.median(low)) + 2 * np.std(low) for up, low in lowest.items()}
-    if moving == expected:
-        return moving
-    if moving is None:      # lies, crawls, rolls
-        better = min(cost, key=cost.get)
-        if resting or cost[better] > 0.5 * CLEARLY * cost["y"]:
-            return expected
+    better = min(cost, key=cost.get)
+    if not (moving or resting) and cost[better] < 0.5 * CLEARLY * cost["y"]:    # lies, crawls, rolls
         moving = better
+    if moving in (None, expected):
+        return expected
     opposite = moving[-1] == expected[-1]
     if cost[moving] < CLEARLY * cost[expected] and (opposite or not resting or cost[expected] > 2 * AT_ZERO):
         return moving
@@ -171,16 +165,12 @@ def posture_problems(joints, spec):
         check_proportions(joints, spec, rigid=True)
     except UserError as error:
         return [str(error).split(";")[0]]
-    problems, up = [], _upright_axis(joints, spec)
-    trunk, legs = (directions[:, 1] for directions in _trunk_and_legs(joints, spec))
+    trunk, legs = (np.abs(directions[:, 1]) for directions in _trunk_and_legs(joints, spec))
     lowest = float(np.median(joints[..., 1].min(1)))
-    if up == "-y":
-        problems.append("upside down: the head is below the feet")
-    elif np.mean((np.abs(trunk) < UPRIGHT) & (np.abs(legs) < UPRIGHT)) > 0.9:
-        problems.append("lying on a side throughout: is up another axis?")
-    if is_mirrored(joints, spec):
-        problems.append("mirrored: knees and toes point backwards")
-    if abs(lowest) > FLOATING:
-        word = "floating" if lowest > 0 else "sunk"
-        problems.append(f"{word}: the lowest joint is usually at {lowest:.2f} m")
-    return problems
+    problems = (
+        (_upright_axis(joints, spec) == "-y", "upside down: the head is below the feet"),
+        (np.mean(np.maximum(trunk, legs) < UPRIGHT) > 0.9, "lying on a side throughout: is up another axis?"),
+        (is_mirrored(joints, spec), "mirrored: knees and toes point backwards"),
+        (lowest > FLOATING, f"floating: the lowest joint is usually at {lowest:.2f} m"),
+        (lowest < -FLOATING, f"sunk: the lowest joint is usually at {lowest:.2f} m"))
+    return [problem for found, problem in problems if found]

@@ -1,9 +1,6 @@
-"""A BVH file → joint positions: a reader and forward kinematics.
-
-Format: Biovision's HIERARCHY and MOTION sections. Any rotation order and position channels on any joint.
-"""
+"""A BVH file (Biovision's HIERARCHY and MOTION) → joint positions: a reader and forward kinematics."""
 import re
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,49 +29,38 @@ def read_bvh(path):
     """Read a BVH file into a `Bvh`. Raises OSError, and UserError for what does not fit the format."""
     lines = Path(path).read_text("utf-8-sig", "replace").splitlines()
     numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
-    bvh, above = Bvh([], [], [], []), []
+    bvh, above, number = Bvh([], [], [], []), [], 0
     for number, line in numbered:
         if line.split() == ["MOTION"]:
             break
-        with _at_line(number):
-            for part in re.split(r"([{}]|(?=CHANNELS))", line):
-                _read_part(part.split(), bvh, above)
-    else:
-        raise UserError("the file ends; expected HIERARCHY, joints and MOTION")
+        for part in re.split(r"([{}]|(?=CHANNELS))", line):
+            _read_part(part.split(), number, bvh, above)
     if above or not any(bvh.channels) or None in bvh.offsets:
-        raise UserError("MOTION comes early; expected CHANNELS, each joint's OFFSET and closing brace first")
+        raise UserError(f"line {number}: the skeleton ends; expected HIERARCHY, CHANNELS, and each joint's "
+                        "OFFSET and closing brace before MOTION")
     header = " ".join(word for _, (_, line) in zip(range(2), numbered) for word in line.split())
     match = re.fullmatch(HEADER, header)
     if not match:
-        raise UserError(f"{header[:60]!r} after MOTION; expected 'Frames: N' and 'Frame Time: SECONDS'")
+        raise UserError(f"{header[:60]!r}; expected MOTION, 'Frames: N' and 'Frame Time: SECONDS'")
     frames, width, rows = int(match[1]), sum(map(len, bvh.channels)), list(numbered)
-    bvh.frame_time = _read_numbers([match[2]], 1)[0]
+    bvh.frame_time = _read_numbers([match[2]], 1, number + 2)[0]
     try:
-        motion = _read_numbers(" ".join(line for _, line in rows).split(), frames * width)
+        motion = _read_numbers(" ".join(line for _, line in rows).split(), frames * width, 0)
     except UserError:
         for number, line in rows:
-            with _at_line(number):
-                _read_numbers(line.split(), width)
+            _read_numbers(line.split(), width, number)
         raise UserError(f"{len(rows)} frames, the header says Frames: {frames}; is the file cut?") from None
     bvh.motion = motion.reshape(frames, width)
     return bvh
 
 
-@contextmanager
-def _at_line(number):
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"line {number}: {error}") from None
-
-
-def _read_part(words, bvh, above):
+def _read_part(words, number, bvh, above):
     """Read a brace, or what stands between two in a line. above: a stack of the joints that are open."""
     keyword, *words = words or ["{"]
     if (keyword in ("JOINT", "End") and above) or (keyword == "ROOT" and not bvh.names):
         name = bvh.names[above[-1]] + END if keyword == "End" else "_".join(words)
         if name in bvh.names and keyword != "End":
-            raise UserError(f"a second joint named {name[:40]}; expected one of each name")
+            raise UserError(f"line {number}: a second joint named {name[:40]}; expected one of each name")
         bvh.names.append(name)
         bvh.parents.append(above[-1] if above else -1)
         bvh.offsets.append(None)
@@ -83,24 +69,24 @@ def _read_part(words, bvh, above):
     elif keyword == "}" and above:
         above.pop()
     elif keyword == "OFFSET" and above:
-        bvh.offsets[above[-1]] = _read_numbers(words, 3).tolist()
+        bvh.offsets[above[-1]] = _read_numbers(words, 3, number).tolist()
     elif keyword == "CHANNELS" and above:
         count, *names = words or [""]
         if count != str(len(names)) or len({*names} & {*POSITIONS, *ROTATIONS}) < len(names):
-            raise UserError(f"CHANNELS {' '.join(words)[:40]}; expected their number, then, once at most, "
-                            f"{', '.join(POSITIONS + ROTATIONS)}")
+            raise UserError(f"line {number}: CHANNELS {' '.join(words)[:40]}; expected their number, then, "
+                            f"once at most, {', '.join(POSITIONS + ROTATIONS)}")
         bvh.channels[above[-1]] = names
     elif keyword not in ("HIERARCHY", "{"):
-        raise UserError(f"{keyword[:40]!r}; expected HIERARCHY, one ROOT, JOINT, End Site, OFFSET, CHANNELS, "
-                        "as many braces closed as opened, or MOTION")
+        raise UserError(f"line {number}: {keyword[:40]!r}; expected HIERARCHY, one ROOT, JOINT, End Site, "
+                        "OFFSET, CHANNELS, as many braces closed as opened, or MOTION")
 
 
-def _read_numbers(words, count):
+def _read_numbers(words, count, number):
     with suppress(ValueError):
         numbers = np.array(words, np.float64)
         if len(numbers) == count and np.isfinite(numbers).all():
             return numbers
-    raise UserError(f"{' '.join(words[:9])[:40]!r}; expected {count} finite numbers")
+    raise UserError(f"line {number}: {' '.join(words[:9])[:40]!r}; expected {count} finite numbers")
 
 
 def joint_positions(bvh):

@@ -2,6 +2,7 @@
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -172,28 +173,22 @@ def find_sources(paths):
 
     An id is the file's name; files of one name in several folders take their folders' names too.
     Files of FOREIGN formats are among them, for `read_clip` to name, unless a file of ours has their name.
-    Raises UserError for a path that is missing or of another kind, for no file, and for two of one id.
+    Raises UserError for a path without such a file, and for two files of one id.
     """
-    found = []      # (file, folder it was found under)
+    found, clean = [], partial(re.sub, r"[^\w.-]", "_")
     for path in map(Path, paths):
         folder, files = (path, sorted(path.rglob("*"))) if path.is_dir() else (path.parent, [path])
-        ours, foreign = ([file for file in files if file.suffix.lower() in kinds and file.is_file()]
-                         for kinds in (SUFFIXES, FOREIGN))
-        known = {file.with_suffix("") for file in ours}
-        files = sorted([*ours, *(file for file in foreign if file.with_suffix("") not in known)])
+        files = [file for file in files if file.suffix.lower() in (*SUFFIXES, *FOREIGN) and file.is_file()]
         if not files:
             raise UserError(f"{path}: no {' or '.join(SUFFIXES)} file; expected motion capture or joints")
-        found += [(file, folder) for file in files]
-    times, sources = Counter(_clean(file.stem) for file, _ in found), {}
-    for file, folder in found:
-        name = _clean(file.stem)
+        ours = {file.with_suffix("") for file in files if file.suffix.lower() in SUFFIXES}
+        found += [(file, clean(file.stem), folder.parent) for file in files
+                  if file.suffix.lower() in SUFFIXES or file.with_suffix("") not in ours]
+    times, sources = Counter(name for _, name, _ in found), {}
+    for file, name, folder in found:
         if times[name] > 1:
-            name = _clean("_".join(file.relative_to(folder.parent).with_suffix("").parts))
+            name = clean("_".join(file.relative_to(folder).with_suffix("").parts))
         if name in sources and not file.samefile(sources[name]):
             raise UserError(f"{file}: would be clip {name}, as {sources[name]} is; rename one of them")
         sources[name] = file
     return dict(sorted(sources.items()))
-
-
-def _clean(name):
-    return re.sub(r"[^\w.-]", "_", name)
