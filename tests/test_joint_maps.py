@@ -210,7 +210,7 @@ def test_a_map_of_ones_own_goes_before_what_is_recognised(tmp_path, strange):
         and joints["left_knee"] == "LeftLeg"
         and how.endswith("and --joint-map")
     )
-    with pytest.raises(UserError, match="no joint Kopf, which --joint-map names"):
+    with pytest.raises(UserError, match="no joint Kopf, of --joint-map"):
         map_joints(np.zeros((1, len(names), 3)), names, {"head": "Kopf"})
 
 

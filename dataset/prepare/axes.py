@@ -13,12 +13,10 @@ MOST = 0.6              # share of the frames that must agree
 CLEARLY = 0.4           # how much smaller the better of two costs must be
 AT_ZERO = 0.15          # legs between a floor at zero and the lowest joints of who lies on it
 FLOATING = 0.3          # metres between the floor and the lowest joint
-LIMBS = (("hip", "knee"), ("knee", "ankle"), ("shoulder", "elbow", "wrist"))
-ALIKE = (1 / 1.6, 1.6)
-# least and most, of people from pose estimates to cartoons: lengths in legs, left by right, and how far
-# a bone of an array may change its length
+# least and most, of people from pose estimates to cartoons: lengths in legs, the greatest ratio of left and
+# right, and by what share a bone of an array changes its length
 PROPORTIONS = dict(arm=(0.25, 0.9), trunk=(0.33, 1.1), hips=(0.02, 0.7), shoulders=(0.1, 1.1), head=(0, 0.8),
-                   bone=(0, 0.75), thighs=ALIKE, shins=ALIKE, arms=ALIKE, stretch=(0, 0.3))
+                   bone=(0, 0.75), asymmetry=(1, 1.6), stretch=(0, 0.3))
 
 
 def thin_out(joints):
@@ -37,21 +35,19 @@ def _unit(vectors):
 
 
 def _apart(a, b):
-    return float(np.median(np.linalg.norm(a - b, axis=-1)))
+    return np.median(np.linalg.norm(a - b, axis=-1), -1)
 
 
-def _name_joints(joints, spec):
-    return dict(zip(spec.joint_names, np.moveaxis(joints, 1, 0)))
-
-
-def _limb(body, side, names):
-    return sum(_apart(body[f"{side}_{a}"], body[f"{side}_{b}"]) for a, b in zip(names, names[1:]))
+def _sides(joints, spec, *names):
+    """Return left and right of joints (T, J, 3), as (2, T, 3) for each name."""
+    index = [[spec.joint_names.index(f"{side}_{name}") for side in ("left", "right")] for name in names]
+    return np.moveaxis(joints, 1, 0)[index]
 
 
 def leg_length(joints, spec):
     """Return the median length from hip over knee to ankle, the longer leg's. Raises UserError for none."""
-    body = _name_joints(joints, spec)
-    leg = max(_limb(body, side, ("hip", "knee", "ankle")) for side in ("left", "right"))
+    hips, knees, ankles = _sides(joints, spec, "hip", "knee", "ankle")
+    leg = max(_apart(hips, knees) + _apart(knees, ankles))
     if not leg > 0:
         raise UserError("a leg has no length; expected hip, knee and ankle apart")
     return leg
@@ -70,31 +66,26 @@ def check_proportions(joints, spec, rigid=False):
 
     rigid: whether bones must keep their lengths.
     """
-    body, leg = _name_joints(joints, spec), leg_length(joints, spec)
-    left, right = ([_limb(body, side, names) for names in LIMBS] for side in ("left", "right"))
-    thighs, shins, arms = np.array(left) / np.maximum(right, 1e-9)
-    bones = np.linalg.norm(joints[:, 1:] - joints[:, spec.parents[1:]], axis=-1) / leg
-    least, usual, most = np.percentile(bones[:, np.median(bones, 0) > 0.15], (5, 50, 95), axis=0)
+    leg, bones = leg_length(joints, spec), np.linalg.norm(joints - joints[:, spec.parents], axis=-1)[:, 1:]
+    least, usual, most = np.percentile(bones / leg, (5, 50, 95), axis=0)
+    stretch = ((most - least) / np.maximum(usual, 1e-9))[usual > 0.15]
+    points = _sides(joints, spec, "hip", "knee", "ankle", "shoulder", "elbow", "wrist")
+    thighs, shins, _, upper_arms, forearms = _apart(points[:-1], points[1:]) / leg
+    limbs, hips, shoulders = np.sort([thighs, shins, upper_arms + forearms]), points[0], points[3]
     found = dict(
-        arm=max(left[2], right[2]) / leg, trunk=_apart(_middle(body, "shoulder"), _middle(body, "hip")) / leg,
-        hips=_apart(body["left_hip"], body["right_hip"]) / leg, head=_apart(body["head"], body["neck"]) / leg,
-        shoulders=_apart(body["left_shoulder"], body["right_shoulder"]) / leg, bone=usual.max(initial=0),
-        thighs=thighs, shins=shins, arms=arms, stretch=rigid * ((most - least) / usual).max(initial=0))
+        arm=limbs[2, 1], trunk=_apart(shoulders.mean(0), hips.mean(0)) / leg, hips=_apart(*hips) / leg,
+        shoulders=_apart(*shoulders) / leg, head=usual[spec.joint_names.index("head") - 1], bone=max(usual),
+        asymmetry=max(limbs[:, 1] / np.maximum(limbs[:, 0], 1e-9)), stretch=rigid * stretch.max(initial=0))
     for what, (low, high) in PROPORTIONS.items():
         if not low <= found[what] <= high:
             raise UserError(f"no person's proportions: {what} {found[what]:.2f}, expected {low:g} to {high}; "
                             "are the joints in another order? Else give --joint-map")
 
 
-def _middle(body, name):
-    return (body[f"left_{name}"] + body[f"right_{name}"]) / 2
-
-
 def _trunk_and_legs(joints, spec):
     """Return the unit directions (T, 3) of the trunk, upwards, and of the legs, downwards."""
-    body = _name_joints(joints, spec)
-    hips = _middle(body, "hip")
-    return _unit(_middle(body, "shoulder") - hips), _unit(_middle(body, "ankle") - hips)
+    hips, shoulders, ankles = (both.mean(0) for both in _sides(joints, spec, "hip", "shoulder", "ankle"))
+    return _unit(shoulders - hips), _unit(ankles - hips)
 
 
 def _upright_axis(joints, spec, expected="y"):
@@ -136,21 +127,17 @@ def find_up(joints, rest, spec):
 
 def is_mirrored(joints, spec):
     """Return whether knees and toes point backwards, as seen from the sides that the joints' names tell."""
-    body, knees, toes = _name_joints(joints, spec), [], []
-    across = body["left_hip"] - body["right_hip"]
-    for side in ("left", "right"):
-        hip, knee, ankle, foot = (body[f"{side}_{name}"] for name in ("hip", "knee", "ankle", "foot"))
-        knees.append((_unit(knee - hip) * _unit(np.cross(across, hip - ankle))).sum(-1))    # cosines
-        toes.append((_unit(foot - ankle) * _unit(np.cross(across, knee - ankle))).sum(-1))
-    knees, toes = np.median(knees), np.median(toes)
+    hip, knee, ankle, foot = _sides(joints, spec, "hip", "knee", "ankle", "foot")
+    across = hip[0] - hip[1]
+    knees = np.median((_unit(knee - hip) * _unit(np.cross(across, hip - ankle))).sum(-1))       # cosines
+    toes = np.median((_unit(foot - ankle) * _unit(np.cross(across, knee - ankle))).sum(-1))
     return bool((toes < -0.3 and knees < 0.04) or (knees < -0.04 and toes < 0.1))
 
 
 def walks_on_fours(joints, spec):
     """Return whether trunk level, legs straight and hands by the feet is the usual posture. joints: y up."""
-    body, leg = _name_joints(joints, spec), leg_length(joints, spec)
-    trunk, _ = _trunk_and_legs(joints, spec)
-    hands, feet, hips = (_middle(body, name)[:, 1] for name in ("wrist", "ankle", "hip"))
+    leg, (trunk, _) = leg_length(joints, spec), _trunk_and_legs(joints, spec)
+    hands, feet, hips = _sides(joints, spec, "wrist", "ankle", "hip")[..., 1].mean(1)
     return bool(np.median(trunk[:, 1]) < 0.6 and np.median(np.abs(hands - feet)) < 0.4 * leg
                 and np.median(hips - feet) > 0.6 * leg)
 

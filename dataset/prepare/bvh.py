@@ -58,7 +58,7 @@ def _read_part(words, number, bvh, above):
     """Read a brace, or what stands between two in a line. above: a stack of the joints that are open."""
     keyword, *words = words or ["{"]
     if (keyword in ("JOINT", "End") and above) or (keyword == "ROOT" and not bvh.names):
-        name = bvh.names[above[-1]] + END if keyword == "End" else "_".join(words)
+        name = bvh.names[above[-1]] + END if keyword == "End" else " ".join(words)
         if name in bvh.names and keyword != "End":
             raise UserError(f"line {number}: a second joint named {name[:40]}; expected one of each name")
         bvh.names.append(name)

@@ -3,7 +3,6 @@
 A map is {target joint: source joint, or [source, source, share] for a point between two}.
 """
 import json
-import re
 
 import numpy as np
 
@@ -17,13 +16,7 @@ PLACED = (*SPINE[1:], "left_collar", "right_collar", "left_foot", "right_foot") 
 DEGENERATE = 0.01       # a bone shorter than this share of the thigh has no direction of its own
 NECK_AT = 0.68          # HumanML3D's neck on the way from spine3 to head
 FOOT = 0.36             # HumanML3D's foot, from the ankle to the ball, in thighs
-
 KIT_FROM_SMPL = dict(root="pelvis", spine="spine1", chest="spine3")    # the others have SMPL's names
-
-
-def plain(name):
-    """Return a joint's name as it is compared: without case, blanks, underscores, hyphens and namespace."""
-    return re.sub(r"[\s_\-]", "", name.rsplit(":", 1)[-1]).lower()
 
 
 def read_map(path):
@@ -68,15 +61,12 @@ def find_map(names, parents, lengths, own):
 
 def map_joints(positions, names, joints):
     """Source positions (T, S, 3) with S `names` → (T, 22, 3), or (T, 21, 3) for a map of KIT's joints."""
-    index = {key(name): i for key in (plain, str) for i, name in reversed(list(enumerate(names)))}
-
     def place(entry):
         if isinstance(entry, list):
             return (1 - entry[2]) * place(entry[0]) + entry[2] * place(entry[1])
-        at = index.get(entry, index.get(plain(entry)))
-        if at is None:
-            raise UserError(f"no joint {entry[:40]}, which --joint-map names; the file has others")
-        return positions[:, at]
+        if entry not in names:
+            raise UserError(f"no joint {entry[:40]}, of --joint-map; expected of {', '.join(names)}"[:150])
+        return positions[:, names.index(entry)]
 
     body = {target: place(entry) for target, entry in joints.items()}
     if "root" in joints:

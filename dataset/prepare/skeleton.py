@@ -65,16 +65,13 @@ class Tree:
         prefix = prefix if count > 0.7 * len(names) else ""
         self.sides, self.roles = zip(*(read_name(name, prefix) for name in names))
         self.lengths = lengths
-        self.children = [[] for _ in names]
-        self.up = []                        # each joint and all above it
-        self.down = [[] for _ in names]     # each joint and all on the longest way down from it
-        for joint, parent in enumerate(parents):
+        self.up, self.down = [], [[joint] for joint in range(len(names))]
+        for joint, parent in enumerate(parents):        # each joint and all above it
             self.up.append([joint, *(self.up[parent] if parent >= 0 else ())])
-            if parent >= 0:
-                self.children[parent].append(joint)
-        for joint in reversed(range(len(names))):
-            ways = [self.down[child] for child in self.children[joint]]
-            self.down[joint] = [joint, *max(ways, key=self.length, default=())]
+        for joint in range(len(names) - 1, 0, -1):      # each joint and all on the longest way down from it
+            below = self.down[parents[joint]]
+            if self.length(self.down[joint]) >= self.length(below[1:]):
+                below[1:] = self.down[joint]
 
     def length(self, path):
         """Return the length of the bones that end in the joints of a path."""
@@ -119,21 +116,23 @@ def _fit_limb(tree, path, roles):
 
 def _find_limbs(tree, roles):
     """Return the pairs of like or named sides that may be legs or arms."""
-    pairs = []
-    for joint, children in enumerate(tree.children):
-        paths = [tree.down[child] for child in children if len(tree.down[child]) > 2]
-        for pair in itertools.combinations(paths, 2):
-            bones = [[tree.lengths[joint] for joint in path] for path in pair]
-            reach = max(map(sum, bones))
-            sides = [tree.sides[path[0]] or tree.sides[path[1]] for path in pair]
-            sided = {*sides} == {"left", "right"} and reach < 2 * min(map(sum, bones))
-            alike = sides == [None, None] and len(pair[0]) == len(pair[1]) and \
-                max(abs(a - b) for a, b in zip(*bones)) < 0.05 * reach
+    found = []
+    for pair in itertools.combinations([path for path in tree.down if len(path) > 2], 2):
+        base, same = (tree.up[path[0]][1:2] for path in pair)
+        if base != same:
+            continue
+        bones = [[tree.lengths[joint] for joint in path] for path in pair]
+        reach = max(map(sum, bones))
+        sides = [tree.sides[path[0]] or tree.sides[path[1]] for path in pair]
+        sided = {*sides} == {"left", "right"} and reach < 2 * min(map(sum, bones))
+        alike = sides == [None, None] and len(pair[0]) == len(pair[1]) and \
+            max(abs(a - b) for a, b in zip(*bones)) < 0.05 * reach
+        if sided or alike:
             pair = pair[::-1] if sides[0] == "right" else pair
             scores, chosen = zip(*(_fit_limb(tree, path, roles) for path in pair))
-            if (sided or alike) and None not in chosen:
-                pairs.append(Limbs(joint, pair, chosen, sum(scores), sided))
-    return pairs
+            if None not in chosen:
+                found.append(Limbs(base[0], pair, chosen, sum(scores), sided))
+    return found
 
 
 def _choose_limbs(tree):
