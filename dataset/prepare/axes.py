@@ -62,10 +62,7 @@ def find_unit(joints, spec):
 
 
 def check_proportions(joints, spec, rigid=False):
-    """Raise UserError for joints (T, J, 3) whose bones are no person's, as in another joint order.
-
-    rigid: whether bones must keep their lengths.
-    """
+    """Raise UserError for bones that are no person's, or, if rigid, change: another joint order."""
     leg, bones = leg_length(joints, spec), np.linalg.norm(joints - joints[:, spec.parents], axis=-1)[:, 1:]
     least, usual, most = np.percentile(bones / leg, (5, 50, 95), axis=0)
     stretch = ((most - least) / np.maximum(usual, 1e-9))[usual > 0.15]
@@ -143,10 +140,7 @@ def walks_on_fours(joints, spec):
 
 
 def posture_problems(joints, spec):
-    """Return what is wrong with a clip that should be a person, y up, a line each. joints: (T, J, 3) metres.
-
-    Says: another joint order, upside down, lying throughout, mirrored, floating or sunk.
-    """
+    """Return what is wrong with a person's joints (T, J, 3) in metres, y up, a line each."""
     joints = thin_out(joints)
     try:
         check_proportions(joints, spec, rigid=True)

@@ -20,19 +20,15 @@ KIT_FROM_SMPL = dict(root="pelvis", spine="spine1", chest="spine3")    # the oth
 
 
 def read_map(path):
-    """Read a map from a JSON file {target: source or [source, source, share]}; it may name some targets only.
-
-    The targets are HumanML3D's joints, or KIT's. Raises UserError for anything else.
-    """
+    """Read a map of some or all of HumanML3D's joints from a JSON file. Raises UserError for others."""
     expected = 'a JSON file of {"pelvis": "Hips", …}'
     try:
         joints = dict(json.loads(read_text(path, expected)))
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: {str(error)[:80]}; expected {expected}") from None
-    names = (KIT if "root" in joints else T2M).joint_names
     for target, entry in joints.items():
-        if target not in names:
-            raise UserError(f"{path}: names {target[:40]}; expected {', '.join(names)}"[:200])
+        if target not in T2M.joint_names:
+            raise UserError(f"{path}: names {target[:40]}; expected {', '.join(T2M.joint_names)}"[:200])
         kinds = [type(part) for part in entry] if isinstance(entry, list) else [type(entry)]
         if kinds not in ([str], [str, str, float], [str, str, int]):
             raise UserError(f"{path}: {target} is {json.dumps(entry)[:60]}; "
@@ -46,13 +42,9 @@ def describe_entry(entry):
 
 
 def find_map(names, parents, lengths, own):
-    """Return (map, how it was found, whether the names tell the sides). own: a map that goes before, or None.
-
-    Raises UserError for joints neither recognised nor in `own`.
-    """
+    """Return (map, how it was found, whether names tell the sides). own: a map that goes before, or None."""
     own = own or {}
-    wanted = KIT.joint_names if "root" in own else [name for name in T2M.joint_names if name not in PLACED]
-    if own.keys() >= {*wanted}:
+    if own.keys() >= {*T2M.joint_names} - {*PLACED}:
         return own, "by --joint-map", True
     joints, confidence, sided = recognise(names, parents, lengths)
     found = {target: names[joint] for target, joint in joints.items()} | own
@@ -60,7 +52,7 @@ def find_map(names, parents, lengths, own):
 
 
 def map_joints(positions, names, joints):
-    """Source positions (T, S, 3) with S `names` → (T, 22, 3), or (T, 21, 3) for a map of KIT's joints."""
+    """Source positions (T, S, 3) with S `names` → (T, 22, 3)."""
     def place(entry):
         if isinstance(entry, list):
             return (1 - entry[2]) * place(entry[0]) + entry[2] * place(entry[1])
@@ -69,8 +61,6 @@ def map_joints(positions, names, joints):
         return positions[:, names.index(entry)]
 
     body = {target: place(entry) for target, entry in joints.items()}
-    if "root" in joints:
-        return np.stack([body[name] for name in KIT.joint_names], 1)
     _complete(body)
     return np.stack([body[name] for name in T2M.joint_names], 1)
 

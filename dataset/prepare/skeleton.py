@@ -2,8 +2,7 @@
 import itertools
 import math
 import re
-from collections import Counter
-from typing import NamedTuple
+from collections import Counter, namedtuple
 
 import numpy as np
 
@@ -24,11 +23,10 @@ WORDS = (
     (r"foot", ("ankle", "foot")),
     (r"clav|collar|scap|肩", ("collar",)),
     (r"fore?arm|lo(w|wer)?arm|farm|elbow|radius|ulna|ひじ", ("elbow",)),
-    (r"up(per)?arm|uarm|humer|shldr|bicep|腕", ("shoulder",)),
     (r"wrist|手首", ("wrist",)),
     (r"hand", ("wrist", "hand")),
     (r"shoulder", ("collar", "shoulder")),
-    (r"arm(?!ature)", ("shoulder",)),
+    (r"arm(?!ature)|humer|shldr|bicep|腕", ("shoulder",)),
     (r"leg|足", ("knee", "hip")),
     (r"pelvis|hip", ("pelvis", "hip")),
     (r"neck|首", ("neck",)),
@@ -36,15 +34,15 @@ WORDS = (
 )
 PASSED_WORDS = {"end", "nub", "tip", "top", "null", "site", "ik", "pole", "target", "helper", "effector"}
 BODY = "|".join(pattern for pattern, _ in WORDS)
+# A pair of legs or arms: the joint they hang on; left and right, the joints from below it to the tip, and the
+# indices among those of hip, knee and ankle, or shoulder, elbow and wrist; whether names tell the sides
+Limbs = namedtuple("Limbs", "base paths chosen score sided")
 SIDES = {**dict.fromkeys(("left", "l", "lft", "lt", "左"), "left"),
          **dict.fromkeys(("right", "r", "rgt", "rt", "右"), "right")}
 
 
 def read_name(name, prefix=""):
-    """Return the side that a joint's name says, or None, and the roles it may have.
-
-    prefix: what all names of the skeleton begin with.
-    """
+    """Return (side or None, roles) of what a joint's name says after the prefix that all names have."""
     bare = re.split("[:|]", name)[-1].removeprefix(prefix)
     words = [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_a-zA-Z]", bare)]
     sides = [SIDES[word] for word in words if word in SIDES]
@@ -85,21 +83,8 @@ class Tree:
         return -1.5 if roles == PASSED else -1 if roles else 0
 
 
-class Limbs(NamedTuple):
-    """A pair of legs or arms: the joint they hang on, and left and right."""
-
-    base: int
-    paths: tuple        # the joints from below the base to the tips
-    chosen: tuple       # the indices in the paths of hip, knee and ankle, or shoulder, elbow and wrist
-    score: float
-    sided: bool         # whether names tell the sides
-
-
 def _fit_limb(tree, path, roles):
-    """Return (score, indices in `path`) of the three joints that best make a leg or an arm.
-
-    Two long bones of like length, with little after them, and names that fit.
-    """
+    """Return (score, indices in `path`) of the two long and like bones that best make a leg or an arm."""
     along = list(itertools.accumulate(tree.lengths[joint] for joint in path))
     named = [[tree.score(joint, role) for joint in path] for role in roles]
     best = (-math.inf, None)
@@ -171,9 +156,9 @@ def _limb_map(tree, limbs, roles):
 
 
 def _head_path(tree, trunk, limbs):
-    """Return the joints from the trunk to the head, the trunk's left out. trunk: from the chest down.
+    """Return the joints above the trunk, to the first named a head or to the furthest. trunk: chest first.
 
-    The first joint named a head, or the one furthest from the trunk. Raises UserError where there is none.
+    Raises UserError where there is none.
     """
     best, found = 0, None
     for end, up in enumerate(tree.up):

@@ -18,12 +18,7 @@ from utils.motion_process import swap_sides
 from utils.motion_spec import KIT, T2M, UNIT_LENGTH, get_spec
 
 SUFFIXES = (".bvh", ".npy", ".npz")
-FOREIGN = {  # suffix → how to get on
-    ".pkl": "a Python pickle, which is not opened: save the joints with numpy.save, as (T, 22, 3)",
-    ".fbx": "export it as BVH, with Blender (File, Export) or MotionBuilder",
-    ".glb": "export it as BVH, with Blender (File, Import, then Export)",
-    ".c3d": "it holds markers; solve them to a skeleton, with MotionBuilder or Mokka, and export BVH",
-}
+FOREIGN = (".pkl", ".fbx", ".glb", ".c3d")
 SHAPES = {22: T2M, 24: T2M, 52: T2M, 55: T2M, 21: KIT}  # joints of an array → ours, the first
 SLOWEST, FASTEST = 0.2, 0.001   # seconds per frame
 MAX_SPEED = 15           # metres per second; a boxer's fist makes ten
@@ -84,7 +79,8 @@ def _read_array(path, reading, found):
     """Return the same of joints saved by numpy: no zero pose, and the sides are known."""
     suffix, fps = Path(path).suffix.lower(), reading.fps or get_spec(reading.dataname).fps
     if suffix in FOREIGN:
-        raise UserError(f"{suffix} is not read here: {FOREIGN[suffix]}")
+        raise UserError(f"{suffix} is not read here: export BVH with Blender or MotionBuilder (a .c3d file's "
+                        "markers, solved to a skeleton), or save joints (T, 22, 3) with numpy.save")
     array = load_array(path) if suffix == ".npy" else _find_joints(path)
     joints = array.reshape(len(array), -1, 3) if array.ndim == 2 and array.shape[1] in (63, 66) else array
     spec = SHAPES.get(joints.shape[1]) if joints.shape[2:] == (3,) else None
@@ -172,8 +168,8 @@ def find_sources(paths):
     """Return every motion file of the given files and folders as {id: path}, sorted by id.
 
     An id is the file's name; files of one name in several folders take their folders' names too.
-    Files of FOREIGN formats are among them, for `read_clip` to name, unless a file of ours has their name.
-    Raises UserError for a path without such a file, and for two files of one id.
+    FOREIGN files without one of ours beside them are there for `read_clip` to name.
+    Raises UserError for a path without any, and for two files of one id.
     """
     found, clean = [], partial(re.sub, r"[^\w.-]", "_")
     for path in map(Path, paths):
