@@ -62,7 +62,7 @@ def find_unit(joints, spec):
 
 
 def check_proportions(joints, spec, rigid=False):
-    """Raise UserError for bones that are no person's, or, if rigid, change: another joint order."""
+    """Raise UserError for bones of no person, as in another joint order. rigid: none may change in length."""
     leg, bones = leg_length(joints, spec), np.linalg.norm(joints - joints[:, spec.parents], axis=-1)[:, 1:]
     least, usual, most = np.percentile(bones / leg, (5, 50, 95), axis=0)
     stretch = ((most - least) / np.maximum(usual, 1e-9))[usual > 0.15]

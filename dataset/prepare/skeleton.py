@@ -26,19 +26,20 @@ WORDS = (
     (r"wrist|手首", ("wrist",)),
     (r"hand", ("wrist", "hand")),
     (r"shoulder", ("collar", "shoulder")),
-    (r"arm(?!ature)|humer|shldr|bicep|腕", ("shoulder",)),
+    (r"u?arm(?!ature)|humer|shldr|bicep|腕", ("shoulder",)),
     (r"leg|足", ("knee", "hip")),
     (r"pelvis|hip", ("pelvis", "hip")),
     (r"neck|首", ("neck",)),
     (r"head|skull|頭", ("head",)),
 )
 PASSED_WORDS = {"end", "nub", "tip", "top", "null", "site", "ik", "pole", "target", "helper", "effector"}
-BODY = "|".join(pattern for pattern, _ in WORDS)
-# A pair of legs or arms: the joint they hang on; left and right, the joints from below it to the tip, and the
-# indices among those of hip, knee and ankle, or shoulder, elbow and wrist; whether names tell the sides
-Limbs = namedtuple("Limbs", "base paths chosen score sided")
+BODY = "up|low|butt|" + "|".join(pattern for pattern, _ in WORDS)
 SIDES = {**dict.fromkeys(("left", "l", "lft", "lt", "左"), "left"),
          **dict.fromkeys(("right", "r", "rgt", "rt", "右"), "right")}
+# A pair of legs or arms: the joint they hang on; left and right, the joints from below it to the tip, and the
+# indices among those of hip, knee and ankle, or shoulder, elbow and wrist; how well they fit; whether names
+# tell the sides
+Limbs = namedtuple("Limbs", "base paths chosen score sided")
 
 
 def read_name(name, prefix=""):
@@ -100,7 +101,7 @@ def _fit_limb(tree, path, roles):
 
 
 def _find_limbs(tree, roles):
-    """Return the pairs of like or named sides that may be legs or arms."""
+    """Return the pairs of ways down from one joint, left and right by name or alike, that may be limbs."""
     found = []
     for pair in itertools.combinations([path for path in tree.down if len(path) > 2], 2):
         base, same = (tree.up[path[0]][1:2] for path in pair)
