@@ -501,7 +501,7 @@ def test_bad_files_are_named_and_counted_and_the_others_converted(tmp_path, join
     said = capsys.readouterr()
     assert "8 clips" in said.out and "8 converted" in said.out and "7 rejected" in said.out
     for words in (
-        "cut.bvh, line 3: the file ends",
+        "cut.bvh: line 3: the skeleton ends",
         "wide.npy: float64 of shape (10, 25, 3)",
         "flat.npy: a leg has no length",
         "short.npy: 4 frames at 20 fps",
@@ -527,7 +527,7 @@ def test_a_clip_whose_source_went_bad_leaves_the_splits(tmp_path, joints_folder)
 @pytest.mark.parametrize(
     "argv, message",
     [
-        (["nowhere", "--out", "out"], "nowhere: no such file or folder"),
+        (["nowhere", "--out", "out"], "nowhere: no .bvh or .npy or .npz file"),
         (["--out", "out"], "give a source or --demo"),
         (["joints", "--demo", "--out", "out"], "not both"),
         (["joints", "--out", "out", "--scale", "-1"], "out of range"),

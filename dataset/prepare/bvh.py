@@ -1,17 +1,15 @@
-"""A BVH file → joint positions: a reader and forward kinematics.
-
-Format: Biovision's HIERARCHY and MOTION sections. Any rotation order and position channels on any joint.
-"""
-import itertools
-from dataclasses import dataclass, field
+"""A BVH file (Biovision's HIERARCHY and MOTION) → joint positions: a reader and forward kinematics."""
+import re
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from utils.errors import UserError
 
-ROTATIONS = {"Xrotation": 0, "Yrotation": 1, "Zrotation": 2}
-POSITIONS = {"Xposition": 0, "Yposition": 1, "Zposition": 2}
+POSITIONS, ROTATIONS = ([axis + kind for axis in "XYZ"] for kind in ("position", "rotation"))
+HEADER = r"Frames ?: ?([1-9]\d{,9}) Frame Time ?: ?(\S+)"
 END = " end"    # added to the parent's name to name an End Site
 
 
@@ -19,201 +17,94 @@ END = " end"    # added to the parent's name to name an End Site
 class Bvh:
     """A skeleton of J joints, End Sites among them, and F frames of C channels."""
 
-    names: list = field(default_factory=list)       # J
-    parents: list = field(default_factory=list)     # J indices, a parent before its children; -1 for the root
-    offsets: list = field(default_factory=list)     # (J, 3) in the file's unit
-    channels: list = field(default_factory=list)    # J lists of channel names, in the file's order
-    motion: np.ndarray = None                       # (F, C) float64, degrees and the file's unit
-    frame_time: float = None                        # seconds, as the file says
-
-
-class Misfit(Exception):
-    """What was found and what was expected, in a line that does not fit the format."""
+    names: list                     # J
+    parents: list                   # J indices, a parent before its children; -1 for the root
+    offsets: list                   # (J, 3) in the file's unit
+    channels: list                  # J lists of channel names, in the file's order
+    motion: np.ndarray = None       # (F, C) float64, degrees and the file's unit
+    frame_time: float = None        # seconds, as the file says
 
 
 def read_bvh(path):
-    """Read a BVH file into a `Bvh`. Raises UserError with the line that does not fit the format."""
+    """Read a BVH file into a `Bvh`. Raises OSError, and UserError for what does not fit the format."""
+    lines = Path(path).read_text("utf-8-sig", "replace").splitlines()
+    numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+    bvh, above, number = Bvh([], [], [], []), [], 0
+    for number, line in numbered:
+        if line.split() == ["MOTION"]:
+            break
+        for part in re.split(r"([{}]|(?=CHANNELS))", line):
+            _read_part(part.split(), number, bvh, above)
+    if above or not any(bvh.channels) or None in bvh.offsets:
+        raise UserError(f"line {number}: the skeleton ends; expected HIERARCHY, CHANNELS, and each joint's "
+                        "OFFSET and closing brace before MOTION")
+    header = " ".join(word for _, (_, line) in zip(range(2), numbered) for word in line.split())
+    match = re.fullmatch(HEADER, header)
+    if not match:
+        raise UserError(f"{header[:60]!r}; expected MOTION, 'Frames: N' and 'Frame Time: SECONDS'")
+    frames, width, rows = int(match[1]), sum(map(len, bvh.channels)), list(numbered)
+    bvh.frame_time = _read_numbers([match[2]], 1, number + 2)[0]
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig", errors="replace").splitlines()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; expected a BVH file") from None
-    bvh = Bvh()
-    start = _read_hierarchy(path, lines, bvh)
-    bvh.offsets = np.array(bvh.offsets, np.float64)
-    bvh.motion, bvh.frame_time = _read_motion(path, lines, start, sum(map(len, bvh.channels)))
+        motion = _read_numbers(" ".join(line for _, line in rows).split(), frames * width, 0)
+    except UserError:
+        for number, line in rows:
+            _read_numbers(line.split(), width, number)
+        raise UserError(f"{len(rows)} frames, the header says Frames: {frames}; is the file cut?") from None
+    bvh.motion = motion.reshape(frames, width)
     return bvh
 
 
-def _read_hierarchy(path, lines, bvh):
-    """Fill in the joints of `bvh`. Return the index of the line after MOTION."""
-    open_joints, number = [], 1
-    try:
-        if not lines or lines[0].split() != ["HIERARCHY"]:
-            raise Misfit(f"starts with {lines[0][:40]!r}" if lines else "the file is empty", "HIERARCHY")
-        for number, line in enumerate(lines[1:], 2):
-            words = line.replace("{", " { ").replace("}", " } ").split()
-            if words == ["MOTION"]:
-                _check_joints(bvh, open_joints)
-                return number
-            while words:
-                words = _read_statement(words, bvh, open_joints)
-        raise Misfit("the file ends", "MOTION")
-    except Misfit as error:
-        found, expected = error.args
-        raise UserError(f"{path}, line {number}: {found}; expected {expected}") from None
+def _read_part(words, number, bvh, above):
+    """Read a brace, or what stands between two in a line. above: a stack of the joints that are open."""
+    keyword, *words = words or ["{"]
+    if (keyword in ("JOINT", "End") and above) or (keyword == "ROOT" and not bvh.names):
+        name = bvh.names[above[-1]] + END if keyword == "End" else " ".join(words)
+        if name in bvh.names and keyword != "End":
+            raise UserError(f"line {number}: a second joint named {name[:40]}; expected one of each name")
+        bvh.names.append(name)
+        bvh.parents.append(above[-1] if above else -1)
+        bvh.offsets.append(None)
+        bvh.channels.append([])
+        above.append(len(bvh.names) - 1)
+    elif keyword == "}" and above:
+        above.pop()
+    elif keyword == "OFFSET" and above:
+        bvh.offsets[above[-1]] = _read_numbers(words, 3, number).tolist()
+    elif keyword == "CHANNELS" and above:
+        count, *names = words or [""]
+        if count != str(len(names)) or len({*names} & {*POSITIONS, *ROTATIONS}) < len(names):
+            raise UserError(f"line {number}: CHANNELS {' '.join(words)[:40]}; expected their number, then, "
+                            f"once at most, {', '.join(POSITIONS + ROTATIONS)}")
+        bvh.channels[above[-1]] = names
+    elif keyword not in ("HIERARCHY", "{"):
+        raise UserError(f"line {number}: {keyword[:40]!r}; expected HIERARCHY, one ROOT, JOINT, End Site, "
+                        "OFFSET, CHANNELS, as many braces closed as opened, or MOTION")
 
 
-def _read_statement(words, bvh, open_joints):
-    """Take the first statement of `words`, and return the words after it. open_joints: a stack of indices."""
-    keyword, rest = words[0], words[1:]
-    if keyword in ("ROOT", "JOINT", "End"):
-        return _read_joint(keyword, rest, bvh, open_joints)
-    if keyword == "{":
-        if not bvh.names or bvh.offsets[-1] is not None or len(bvh.names) - 1 in open_joints:
-            raise Misfit("an opening brace", "ROOT, JOINT or End Site before it")
-        open_joints.append(len(bvh.names) - 1)
-        return rest
-    if keyword == "}" and not open_joints:
-        raise Misfit("a closing brace too many", "MOTION")
-    if keyword == "}":
-        open_joints.pop()
-        return rest
-    if keyword == "OFFSET" and open_joints:
-        bvh.offsets[open_joints[-1]] = _read_offset(rest[:3])
-        return rest[3:]
-    if keyword == "CHANNELS" and open_joints:
-        bvh.channels[open_joints[-1]] = _read_channels(rest)
-        return []
-    raise Misfit(f"{keyword[:40]!r}", "ROOT, JOINT, End Site, OFFSET, CHANNELS, a brace or MOTION")
-
-
-def _read_joint(keyword, words, bvh, open_joints):
-    if keyword == "ROOT" and bvh.names:
-        raise Misfit("a second ROOT", "one skeleton")
-    if keyword != "ROOT" and not open_joints:
-        raise Misfit(f"{keyword} outside of a joint", "it between the braces of its parent")
-    parent = open_joints[-1] if open_joints else -1
-    named = list(itertools.takewhile(lambda word: word != "{", words))
-    name = bvh.names[parent] + END if keyword == "End" else "_".join(named)
-    if not name:
-        raise Misfit(f"{keyword} without a name", f"{keyword} NAME")
-    if name in bvh.names and keyword != "End":
-        raise Misfit(f"a second joint named {name}", "one of each name")
-    bvh.names.append(name)
-    bvh.parents.append(parent)
-    bvh.offsets.append(None)
-    bvh.channels.append([])
-    return words[len(named):]
-
-
-def _read_offset(words):
-    try:
-        numbers = [float(word) for word in words]
-    except ValueError:
-        numbers = []
-    if len(numbers) != 3 or not np.isfinite(numbers).all():
-        raise Misfit(f"OFFSET {' '.join(words)[:40]}", "OFFSET and 3 finite numbers")
-    return numbers
-
-
-def _read_channels(words):
-    count, names = words[0] if words else "", words[1:]
-    if not count.isdecimal() or int(count) != len(names):
-        raise Misfit(f"CHANNELS {count[:10]} followed by {len(names)} names", "CHANNELS COUNT NAME …")
-    unknown = [name for name in names if name not in ROTATIONS and name not in POSITIONS]
-    if unknown or len(set(names)) < len(names):
-        raise Misfit(f"channel {unknown[0][:40]}" if unknown else "a channel twice",
-                     f"each at most once of {', '.join([*POSITIONS, *ROTATIONS])}")
-    return names
-
-
-def _check_joints(bvh, open_joints):
-    if open_joints or not bvh.names:
-        raise Misfit("MOTION", f"{len(open_joints)} closing braces first" if bvh.names else "a ROOT first")
-    for name, offset in zip(bvh.names, bvh.offsets):
-        if offset is None:
-            raise Misfit(f"joint {name[:40]} has no OFFSET", "OFFSET X Y Z between its braces")
-
-
-def _read_motion(path, lines, start, width):
-    """Return the frames (F, C) and seconds per frame. start: index of the line after MOTION."""
-    numbered = enumerate(itertools.islice(lines, start, None), start + 1)
-    filled = ((number, line.strip()) for number, line in numbered if line.strip())
-    values, number = [], len(lines)
-    for wanted in ("Frames", "Frame Time"):
-        number, line = next(filled, (len(lines), ""))
-        key, _, value = line.partition(":")
-        try:
-            values.append(float(value) if " ".join(key.split()) == wanted else None)
-        except ValueError:
-            values.append(None)
-        if values[-1] is None:
-            found = repr(line[:40]) if line else "the file ends"
-            raise UserError(f"{path}, line {number}: {found}; expected 'Frames: N' and 'Frame Time: SECONDS'")
-    frames, time = values
-    if not 1 <= frames < 1e9 or frames != int(frames):
-        raise UserError(f"{path}: Frames is {frames:g}; expected at least one frame")
-    if width == 0:
-        raise UserError(f"{path}: no joint has a channel; expected CHANNELS for the joints that move")
-    return _read_frames(path, lines, number, int(frames), width), time
-
-
-def _read_frames(path, lines, start, frames, width):
-    """Return the numbers of the lines from index `start` on, (frames, width). Raises UserError for others."""
-    try:
-        motion = np.array(" ".join(lines[start:]).split(), np.float64)
-        if len(motion) == frames * width and np.isfinite(motion).all():
-            return motion.reshape(frames, width)
-    except ValueError:
-        pass  # a word that is not a number: the search below finds its line
-    count = 0
-    for number, line in enumerate(lines[start:], start + 1):
-        words = line.split()
-        where = f"{path}, line {number} (frame {count})"
-        for word in words:
-            try:
-                finite = np.isfinite(float(word))
-            except ValueError:
-                raise UserError(f"{where}: {word[:40]!r} is not a number") from None
-            if not finite:
-                raise UserError(f"{where}: {word[:40]}; expected finite numbers")
-        if words and len(words) != width:
-            raise UserError(f"{where}: {len(words)} numbers; expected {width}")
-        count += bool(words)
-    raise UserError(f"{path}: {count} frames, the header says Frames: {frames}; is the file cut short?")
-
-
-def rest_positions(bvh):
-    """Return the positions (1, J, 3) of the zero pose: the offsets alone, End Sites included."""
-    positions = np.array(bvh.offsets)
-    for joint, parent in enumerate(bvh.parents):
-        if parent >= 0:
-            positions[joint] += positions[parent]
-    return positions[None]
+def _read_numbers(words, count, number):
+    with suppress(ValueError):
+        numbers = np.array(words, np.float64)
+        if len(numbers) == count and np.isfinite(numbers).all():
+            return numbers
+    raise UserError(f"line {number}: {' '.join(words[:9])[:40]!r}; expected {count} finite numbers")
 
 
 def joint_positions(bvh):
     """Return the global positions (F, J, 3) float64 in the file's unit, End Sites included."""
-    motion = np.ascontiguousarray(bvh.motion.T)                     # (C, F)
-    angles = np.radians(motion)
-    cos, sin = np.cos(angles), np.sin(angles)
-    positions = np.empty((len(bvh.names), 3, motion.shape[1]))
-    rotations, channel = [], 0
+    motion = iter(np.ascontiguousarray(bvh.motion.T))
+    positions = np.zeros((len(bvh.names) + 1, 3, len(bvh.motion)))      # the last: the root's parent, -1
+    columns = np.empty((len(bvh.names) + 1, 3, 3, len(bvh.motion)))     # of the global rotations
+    columns[-1] = np.eye(3)[..., None]
     for joint, (parent, offset, channels) in enumerate(zip(bvh.parents, bvh.offsets, bvh.channels)):
-        local = list(offset)
-        # the columns of the global rotation, (3, F) each; a rotation channel mixes two of them
-        columns = list(rotations[parent]) if parent >= 0 else [axis[:, None] for axis in np.eye(3)]
-        above = list(columns)
-        for name in channels:
+        local, own = list(offset), list(columns[parent])
+        for name, value in zip(channels, motion):
+            axis = "XYZ".index(name[0])
             if name in POSITIONS:
-                local[POSITIONS[name]] = motion[channel]
+                local[axis] = value
             else:
-                a, b = (ROTATIONS[name] + 1) % 3, (ROTATIONS[name] + 2) % 3
-                columns[a], columns[b] = (cos[channel] * columns[a] + sin[channel] * columns[b],
-                                          cos[channel] * columns[b] - sin[channel] * columns[a])
-            channel += 1
-        rotations.append(columns)
-        positions[joint] = sum(x * axis for x, axis in zip(local, above))
-        if parent >= 0:
-            positions[joint] += positions[parent]
-    return np.moveaxis(positions, -1, 0)
+                cos, sin = np.cos(np.radians(value)), np.sin(np.radians(value))
+                a, b = own[axis - 2], own[axis - 1]     # a turn mixes the columns of the other two axes
+                own[axis - 2], own[axis - 1] = cos * a + sin * b, cos * b - sin * a
+        columns[joint] = own
+        positions[joint] = positions[parent] + sum(x * axis for x, axis in zip(local, columns[parent]))
+    return np.moveaxis(positions[:-1], -1, 0)

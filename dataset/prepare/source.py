@@ -1,6 +1,8 @@
 """One source file → joints in metres, y up, at the data set's frame rate."""
+import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,20 +10,15 @@ from scipy.interpolate import CubicSpline
 from scipy.ndimage import gaussian_filter1d
 
 from dataset.prepare import axes
-from dataset.prepare.bvh import joint_positions, read_bvh, rest_positions
-from dataset.prepare.joint_maps import PLACED, find_map, map_joints, to_kit
+from dataset.prepare.bvh import joint_positions, read_bvh
+from dataset.prepare.joint_maps import find_map, map_joints, to_kit
 from utils.errors import UserError
 from utils.files import load_array
 from utils.motion_process import swap_sides
 from utils.motion_spec import KIT, T2M, UNIT_LENGTH, get_spec
 
 SUFFIXES = (".bvh", ".npy", ".npz")
-FOREIGN = {  # suffix → how to get on
-    ".pkl": "a Python pickle, which is not opened: save the joints with numpy.save, as (T, 22, 3)",
-    ".fbx": "export it as BVH, with Blender (File, Export) or MotionBuilder",
-    ".glb": "export it as BVH, with Blender (File, Import, then Export)",
-    ".c3d": "it holds markers; solve them to a skeleton, with MotionBuilder or Mokka, and export BVH",
-}
+FOREIGN = (".pkl", ".fbx", ".glb", ".c3d")
 SHAPES = {22: T2M, 24: T2M, 52: T2M, 55: T2M, 21: KIT}  # joints of an array → ours, the first
 SLOWEST, FASTEST = 0.2, 0.001   # seconds per frame
 MAX_SPEED = 15           # metres per second; a boxer's fist makes ten
@@ -52,12 +49,14 @@ def read_clip(path, reading, found=None):
     try:
         joints, rest, fps, sided = read(path, reading, found)
         joints = _stand_up(joints, rest, sided, reading, found)
-        joints = _cut_leading_pose(joints, fps, found)
-        joints = resample(joints, fps, spec.fps)
-    except UserError as error:
+        apart = leading_pose(joints, fps)
+        if apart:
+            found["start"] = "frames of a pose apart from the motion left out"
+        joints = resample(joints[apart:], fps, spec.fps)
+        if len(joints) <= UNIT_LENGTH:
+            raise UserError(f"{len(joints)} frames at {spec.fps:g} fps; expected more than {UNIT_LENGTH}")
+    except (UserError, OSError) as error:
         raise UserError(error if str(error).startswith(str(path)) else f"{path}: {error}") from None
-    if len(joints) <= UNIT_LENGTH:
-        raise UserError(f"{path}: {len(joints)} frames at {spec.fps:g} fps; expected more than {UNIT_LENGTH}")
     return to_kit(joints) if spec.joints == KIT.joints != joints.shape[1] else joints, found
 
 
@@ -66,33 +65,28 @@ def _read_bvh(path, reading, found):
     bvh = read_bvh(path)
     if reading.fps is None and not FASTEST <= bvh.frame_time <= SLOWEST:
         raise UserError(f"Frame Time is {bvh.frame_time:g} s; expected {FASTEST} to {SLOWEST}; give --fps")
-    fps = reading.fps or 1 / bvh.frame_time
-    positions = joint_positions(bvh)
+    fps, positions = reading.fps or 1 / bvh.frame_time, joint_positions(bvh)
     few = axes.thin_out(positions)
-    above = np.maximum(bvh.parents, 0)
-    lengths = np.median(np.linalg.norm(few - few[:, above], axis=-1), 0).tolist()
+    lengths = np.median(np.linalg.norm(few - few[:, np.maximum(bvh.parents, 0)], axis=-1), 0).tolist()
     joint_map, skeleton, sided = find_map(bvh.names, bvh.parents, lengths, reading.joint_map)
-    placed = [name for name in PLACED if name not in joint_map and "root" not in joint_map]
     found |= dict(skeleton=skeleton, fps=f"{round(fps, 2):g}", map=joint_map)
-    if placed:
-        found["placed"] = ", ".join(placed)
-    rest = map_joints(rest_positions(bvh), bvh.names, joint_map)
-    return map_joints(positions, bvh.names, joint_map), rest, fps, sided
+    zero = joint_positions(replace(bvh, channels=[()] * len(bvh.names), motion=np.zeros((1, 0))))
+    joints, rest = (map_joints(points, bvh.names, joint_map) for points in (positions, zero))
+    return joints, rest, fps, sided
 
 
 def _read_array(path, reading, found):
     """Return the same of joints saved by numpy: no zero pose, and the sides are known."""
     suffix, fps = Path(path).suffix.lower(), reading.fps or get_spec(reading.dataname).fps
     if suffix in FOREIGN:
-        raise UserError(f"{suffix} is not read here: {FOREIGN[suffix]}")
+        raise UserError(f"{suffix} is not read here: export BVH with Blender or MotionBuilder (a .c3d file's "
+                        "markers, solved to a skeleton), or save joints (T, 22, 3) with numpy.save")
     array = load_array(path) if suffix == ".npy" else _find_joints(path)
     joints = array.reshape(len(array), -1, 3) if array.ndim == 2 and array.shape[1] in (63, 66) else array
-    spec = SHAPES.get(joints.shape[1]) if joints.ndim == 3 and joints.shape[2] == 3 else None
-    if spec is None or joints.dtype.kind not in "fiu":
+    spec = SHAPES.get(joints.shape[1]) if joints.shape[2:] == (3,) else None
+    if spec is None or (spec is KIT and reading.dataname != "kit"):
         raise UserError(f"{array.dtype} of shape {array.shape}; expected joints (T, 22, 3), SMPL's, "
-                        "or (T, 21, 3) for kit")
-    if spec is KIT and reading.dataname != "kit":
-        raise UserError(f"shape {array.shape} is KIT's 21 joints; give --dataname kit")
+                        "or with --dataname kit (T, 21, 3)")
     if spec is T2M and reading.dataname == "kit" and not reading.fps:
         raise UserError("22 joints make KIT's 21, but at which frame rate? Give --fps")
     finite = np.isfinite(joints).all((1, 2))
@@ -106,14 +100,12 @@ def _find_joints(path):
     """Return the one array of joints in an .npz file."""
     try:
         with np.load(path, allow_pickle=False) as archive:
-            if {"poses", "trans"} <= set(archive.files):
-                raise UserError("AMASS's poses, not joints: convert them with --amass")
-            arrays = [archive[name] for name in archive.files]
-    except UserError:
-        raise
+            arrays = {name: archive[name] for name in archive.files}
     except Exception as error:  # numpy and zipfile raise nearly anything for a damaged file
-        raise UserError(f"is damaged or no .npz file ({str(error).splitlines()[0][:60]})") from None
-    joints = [array for array in arrays if array.ndim == 3 and array.shape[1:] in [(n, 3) for n in SHAPES]]
+        raise UserError(f"is damaged or no .npz file ({type(error).__name__})") from None
+    if {"poses", "trans"} <= arrays.keys():
+        raise UserError("AMASS's poses, not joints: convert them with --amass")
+    joints = [array for array in arrays.values() if array.shape[1:] in [(count, 3) for count in SHAPES]]
     if len(joints) != 1:
         raise UserError(f"holds {len(joints)} arrays of joints (T, 22, 3); expected one")
     return joints[0]
@@ -122,13 +114,11 @@ def _find_joints(path):
 def _stand_up(joints, rest, sided, reading, found):
     """Return joints in metres, y up, left on the left. Raises UserError where they are no person's."""
     spec, few = (KIT if joints.shape[1] == KIT.joints else T2M), axes.thin_out(joints)
-    if not axes.leg_length(few, spec) > 0:
-        raise UserError("a leg has no length; expected hip, knee and ankle apart")
     if not reading.joint_map:
         axes.check_proportions(few, spec, rigid=rest is None)
     found["up"] = axes.find_up(few, rest, spec) if reading.up == "auto" else reading.up
-    unit, scale = axes.find_unit(few, spec) if not reading.scale else (f"x {reading.scale:g}", reading.scale)
-    found["unit"] = unit
+    given = (f"x {reading.scale:g}", reading.scale) if reading.scale else None
+    found["unit"], scale = given or axes.find_unit(few, spec)
     joints = axes.turn_up(joints, found["up"]) * scale
     if reading.swap_sides:
         joints = swap_sides(joints, spec)
@@ -145,23 +135,14 @@ def _stand_up(joints, rest, sided, reading, found):
     return joints
 
 
-def _cut_leading_pose(joints, fps, found):
-    count = leading_pose(joints, fps)
-    if count:
-        found["start"] = "frames of a pose apart from the motion left out"
-    return joints[count:]
-
-
 def leading_pose(joints, fps):
     """Return how many first frames of joints (T, J, 3) in metres are a pose apart, as in CMU's files.
 
     Within LEADING seconds some joint leaves them faster than anyone moves and than the clip goes on.
     """
-    steps = np.linalg.norm(np.diff(joints, axis=0), axis=-1).max(1, initial=0) * fps
-    if len(steps) == 0:
-        return 0
-    fast = steps[:int(LEADING * fps)] > max(MAX_SPEED, 3 * np.median(steps))
-    return int(np.flatnonzero(fast).max(initial=-1)) + 1
+    steps = np.linalg.norm(np.diff(joints, axis=0, prepend=joints[:1]), axis=-1).max(1) * fps
+    fast = steps[:int(LEADING * fps) + 1] > max(MAX_SPEED, 3 * np.median(steps))
+    return int(np.flatnonzero(fast).max(initial=0))
 
 
 def resample(joints, fps, target):
@@ -173,7 +154,7 @@ def resample(joints, fps, target):
     if abs(ratio - 1) < 1e-3:
         return joints
     count = int((len(joints) - 1) / ratio + 1e-6) + 1
-    if len(joints) < 2 or count < 2:
+    if count < 2:
         return joints[:1]
     if ratio > 1:
         sigma = SMOOTHING * np.sqrt(ratio ** 2 - 1)
@@ -187,34 +168,23 @@ def find_sources(paths):
     """Return every motion file of the given files and folders as {id: path}, sorted by id.
 
     An id is the file's name; files of one name in several folders take their folders' names too.
-    Files of FOREIGN formats are among them, for `read_clip` to name, unless a file of ours has their name.
-    Raises UserError for a path that is missing or of another kind, for no file, and for two of one id.
+    FOREIGN files without one of ours beside them are there for `read_clip` to name.
+    Raises UserError for a path without any, and for two files of one id.
     """
-    found, kinds = [], " or ".join(SUFFIXES)    # (file, folder it was found under)
+    found, clean = [], partial(re.sub, r"[^\w.-]", "_")
     for path in map(Path, paths):
-        if path.is_dir():
-            files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in (*SUFFIXES, *FOREIGN)]
-            ours = {file.with_suffix("") for file in files if file.suffix.lower() in SUFFIXES}
-            found += [(file, path) for file in files if file.is_file()
-                      and (file.suffix.lower() in SUFFIXES or file.with_suffix("") not in ours)]
-        elif path.is_file() and path.suffix.lower() in (*SUFFIXES, *FOREIGN):
-            found.append((path, path.parent))
-        else:
-            raise UserError(f"{path}: no such file or folder; expected {kinds} files")
-    if not found:
-        raise UserError(f"{', '.join(map(str, paths))}: no {kinds} file; expected motion capture or joints")
-    stems = [_clean(path.stem) for path, _ in found]
-    times = Counter(stems)
-    sources = {}
-    for stem, (path, folder) in zip(stems, found):
-        longer = "_".join(path.relative_to(folder.parent).with_suffix("").parts)
-        name = _clean(longer) if times[stem] > 1 else stem
-        if name in sources and not path.samefile(sources[name]):
-            raise UserError(f"{path}: would be clip {name}, as {sources[name]} is; rename one of them")
-        sources[name] = path
+        folder, files = (path, sorted(path.rglob("*"))) if path.is_dir() else (path.parent, [path])
+        files = [file for file in files if file.suffix.lower() in (*SUFFIXES, *FOREIGN) and file.is_file()]
+        if not files:
+            raise UserError(f"{path}: no {' or '.join(SUFFIXES)} file; expected motion capture or joints")
+        ours = {file.with_suffix("") for file in files if file.suffix.lower() in SUFFIXES}
+        found += [(file, clean(file.stem), folder.parent) for file in files
+                  if file.suffix.lower() in SUFFIXES or file.with_suffix("") not in ours]
+    times, sources = Counter(name for _, name, _ in found), {}
+    for file, name, folder in found:
+        if times[name] > 1:
+            name = clean("_".join(file.relative_to(folder).with_suffix("").parts))
+        if name in sources and not file.samefile(sources[name]):
+            raise UserError(f"{file}: would be clip {name}, as {sources[name]} is; rename one of them")
+        sources[name] = file
     return dict(sorted(sources.items()))
-
-
-def _clean(name):
-    """Return a name that is safe in a split file and on any disk."""
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name).strip(".") or "clip"
