@@ -31,13 +31,13 @@ def test_codebook_use_shows_dead_codes_and_growth():
 
 
 def test_a_code_keeps_its_colour_and_a_long_row_goes_on_beneath():
-    one = figures.code_strip([7, 300, 7], 512)
-    assert (one[10, 10] == one[10, 70]).all() and (one[10, 10] != one[10, 40]).any()
-    assert tuple(one[10, 10]) == figures.code_colour(7)
+    one = figures.code_strip([[7, 300, 7]], 512, ["a"])
+    assert (one[30, 10] == one[30, 70]).all() and (one[30, 10] != one[30, 40]).any()
+    assert tuple(one[30, 10]) == figures.code_colour(7)
     colours = {figures.code_colour(code) for code in range(512)}
     assert len(colours) > 400
     rows = figures.code_strip([np.arange(40), np.arange(3)], 512, labels=("a", "b"), wrap=32)
     assert rows.shape[:2] == (8 + 2 * (20 + 8) + 3 * 24, 32 * 30 + 16)
     for bad in (512, -1):
         with pytest.raises(UserError, match="outside the codebook of 512"):
-            figures.code_strip([0, bad], 512)
+            figures.code_strip([[0, bad]], 512, ["a"])

@@ -8,7 +8,11 @@ import pytest
 from tests.test_draw import dance
 from utils.errors import UserError
 from utils.motion_spec import KIT, T2M
-from visualize.player import beside, player, player_html
+from visualize.player import beside, player
+
+
+def player_html(*args, **options):
+    return player(*args, **options).html
 
 
 def data_of(page):
@@ -73,7 +77,7 @@ def test_what_cannot_be_played_is_said():
         player_html(joints, T2M, codes=np.arange(4))
     with pytest.raises(UserError, match="float64 codes"):
         player_html(joints, T2M, codes=np.zeros(5))
-    with pytest.raises(UserError, match="have 19 frames, the other motion 20"):
+    with pytest.raises(UserError, match=r"reference joints .* \(19, 22, 3\); t2m wants \(20, 22, 3\)"):
         player_html(joints, T2M, reference=joints[:19])
     with pytest.raises(UserError, match="shape"):
         player_html(joints[0], T2M)

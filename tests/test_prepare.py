@@ -124,7 +124,7 @@ def test_kit_joints_come_from_the_same_skeleton(tmp_path):
 def test_kit_folders_are_in_millimetres_whatever_the_source_is_in(tmp_path, scale):
     from dataset.check import check_folder
     from evaluation.metrics import mm_per_unit
-    from visualize.draw import unit_in_metres
+    from visualize.skeleton import unit_in_metres
     clips = [to_kit(random_clip(seed, frames=40)) for seed in range(3)]
     (tmp_path / "joints").mkdir()
     for seed, clip in enumerate(clips):

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import gaussian_filter1d
+from scipy.spatial import KDTree
+from scipy.spatial.transform import Rotation
 
-from visualize.skeleton import body_height, bones, check_joints, foot_contacts, frame_error, unit_in_metres
+from visualize import skeleton
 
 LEFT, RIGHT, SPINE = (38, 120, 190), (224, 108, 28), (62, 68, 84)  # apart for colour-blind readers too
 SIDES = {"left": LEFT, "right": RIGHT}
@@ -16,8 +18,8 @@ INK, FAINT = (52, 58, 70), (138, 146, 160)
 CONTACT, TRAIL, GHOST = (126, 206, 148), (128, 110, 196), (176, 182, 192)
 OVER = 2        # pictures are painted at twice their size and reduced, which smooths edges
 TRAIL_POINTS = 48
-DISTANCE = 4.5  # from camera to root, in skeleton heights
-STAGE = 1.3     # radius of the ground disc, in skeleton heights
+AZIMUTH, ELEVATION = 30, 14  # degrees; azimuth 0 looks into the face of a clip that starts facing +z
+DISTANCE, STAGE = 4.5, 1.3   # from camera to root, and the ground disc's radius, in skeleton heights
 GRID_METRES = 0.5
 
 
@@ -33,26 +35,20 @@ def fitting_font(text, size, width):
 
 
 class Camera:
-    """A camera at a fixed angle (degrees) that follows the root of joints (T, J, 3) in metres."""
+    """A camera at a fixed angle that follows the root of joints (T, J, 3) in metres."""
 
-    def __init__(self, joints, height, floor, size, fps, azimuth, elevation):
-        (ca, ce), (sa, se) = (f(np.radians([azimuth, elevation])) for f in (np.cos, np.sin))
-        turn = np.array([[ca, 0, -sa], [0, 1, 0], [sa, 0, ca]])
-        tilt = np.array([[1, 0, 0], [0, ce, -se], [0, se, ce]])
-        self.rotation, self.distance, self.size = tilt @ turn, DISTANCE * height, size
-        self.target = np.zeros((len(joints), 3))
-        self.target[:, ::2] = gaussian_filter1d(joints[:, 0, ::2], 0.4 * fps, 0, mode="nearest", truncate=3)
+    def __init__(self, joints, height, floor, size, fps):
+        self.rotation = Rotation.from_euler("yx", (-AZIMUTH, ELEVATION), degrees=True).as_matrix()
+        self.distance, self.size, self.focal = DISTANCE * height, size, 1
+        self.target = gaussian_filter1d(joints[:, 0], 0.4 * fps, 0, mode="nearest", truncate=3)
         self.target[:, 1] = floor + 0.5 * max(0.95 * height, joints[..., 1].max() - floor)
         # everything in view, within limits: a stray joint must not shrink the body to a dot
-        view = (joints - self.target[:, None]) @ self.rotation.T
-        near = np.maximum(self.distance - view[..., 2:], 0.1 * self.distance)
-        reach = (np.abs(view[..., :2]) / near).max() * self.distance
+        reach = np.abs(self.project(joints)[0] - size / 2).max() * self.distance
         self.focal = 0.43 * size * self.distance / np.clip(reach, 0.56 * height, 1.2 * height)
 
-    def project(self, points, frame=None):
+    def project(self, points, frame=...):
         """Return pixels (…, 2) and depths (…) of points (n, 3) in one frame, or of points (T, n, 3)."""
-        target = self.target[:, None] if frame is None else self.target[frame]
-        view = (points - target) @ self.rotation.T
+        view = (points - self.target[:, None][frame]) @ self.rotation.T
         depth = self.distance - view[..., 2]
         scale = self.focal / np.maximum(depth, 0.1 * self.distance)
         return self.size / 2 + view[..., :2] * np.stack([scale, -scale], -1), depth
@@ -62,8 +58,8 @@ def grid_lines(centre, radius, floor):
     """Return chords of the ground disc along x and z at multiples of GRID_METRES, (n, 2, 3)."""
     lines = []
     for axis, other in ((0, 2), (2, 0)):
-        first = np.ceil((centre[axis] - radius) / GRID_METRES)
-        at = np.arange(first, np.floor((centre[axis] + radius) / GRID_METRES) + 1) * GRID_METRES
+        first, last = (centre[axis] - radius) / GRID_METRES, (centre[axis] + radius) / GRID_METRES
+        at = np.arange(np.ceil(first), last) * GRID_METRES
         half = np.sqrt(np.maximum(radius ** 2 - (at - centre[axis]) ** 2, 0))
         line = np.full((len(at), 2, 3), floor)
         line[..., axis] = at[:, None]
@@ -75,42 +71,40 @@ def grid_lines(centre, radius, floor):
 class Figure:
     """A moving skeleton: projected once for the whole clip, then painted frame by frame.
 
-    joints (T, J, 3), metres or millimetres. clock: show the time.
-    beside: the original's figure, which gives scale, floor and a grey path.
+    joints (T, J, 3), metres or millimetres. beside: the original's figure, whose scale, floor and path count.
     """
 
-    def __init__(self, joints, title, spec, size, azimuth, elevation, clock=True, beside=None):
-        self.contacts = foot_contacts(joints, spec)
-        self.joints = joints = joints * unit_in_metres(joints, spec)
-        self.fps, self.size, self.clock = spec.fps, size * OVER, clock
-        self.height = beside.height if beside else body_height(joints, spec)
-        lowest = joints[..., 1].min()
-        self.floor = 0.0 if abs(lowest) < 0.25 * self.height else lowest  # y = 0 unless plainly elsewhere
-        camera = Camera(joints, self.height, self.floor, self.size, spec.fps, azimuth, elevation)
-        self.camera, self.paths = camera, [(joints[:, 0], TRAIL)]
+    def __init__(self, joints, title, spec, size, beside=None):
+        self.contacts = skeleton.foot_contacts(joints, spec)
+        self.joints = joints = joints * skeleton.unit_in_metres(joints, spec)
+        self.fps, self.size = spec.fps, size * OVER
+        self.height = beside.height if beside else skeleton.body_height(joints, spec)
+        self.floor = beside.floor if beside else skeleton.floor_height(joints, self.height)
+        self.camera = camera = Camera(joints, self.height, self.floor, self.size, spec.fps)
+        self.paths = [(joints[:, 0], TRAIL)]
         if beside:
-            self.floor, camera.focal = beside.floor, beside.camera.focal
-            camera.target[:, 1] = beside.camera.target[0, 1]
-            self.paths.insert(0, (beside.paths[0][0], GHOST))
+            camera.focal, camera.target[:, 1] = beside.camera.focal, beside.camera.target[0, 1]
+            self.paths.insert(0, (beside.joints[:, 0], GHOST))
         self.pixels, depth = camera.project(joints)
-        children, parents = np.array(bones(spec)).T
+        children, parents = np.array(skeleton.bones(spec)).T
         self.segments = np.concatenate([self.pixels[:, children], self.pixels[:, parents]], -1)
         self.order = np.argsort(-(depth[:, children] + depth[:, parents]), axis=1)  # far bones first
         self.colours = [SIDES.get(name.split("_")[0], SPINE) for name in np.take(spec.joint_names, children)]
-        self.head = spec.joint_names.index("head")
+        self.head = self.pixels[:, spec.joint_names.index("head")]
         self.width = max(2, round(0.042 * self.height * camera.focal / camera.distance))
-        feet = joints[:, list(spec.feet)].copy()
-        feet[..., 1] = self.floor
-        self.feet = camera.project(feet)[0]
+        self.feet = camera.project(self.on_floor(joints[:, list(spec.feet)]))[0]
         self.base = self.background(title)
+
+    def on_floor(self, points):
+        """Return points (…, 3) moved down to the floor."""
+        return points * (1, 0, 1) + (0, self.floor, 0)
 
     def background(self, title):
         """Return the disc and the title, which all frames share."""
         base = Image.new("RGB", (self.size, self.size), PAPER)
         draw, angle = ImageDraw.Draw(base), np.linspace(0, 2 * np.pi, 73)
         rim = np.stack([np.cos(angle), 0 * angle, np.sin(angle)], -1) * STAGE * self.height
-        rim += self.camera.target[0]
-        rim[:, 1] = self.floor
+        rim = self.on_floor(rim + self.camera.target[0])
         draw.polygon(self.camera.project(rim, 0)[0].reshape(-1).tolist(), fill=GROUND)
         face = fitting_font(title, self.size / 17, self.size * 0.92)
         draw.text((self.size * 0.04, self.size * 0.03), title, fill=INK, font=face)
@@ -123,19 +117,17 @@ class Figure:
         for line in lines.reshape(-1, 4).tolist():
             draw.line(line, fill=GRID, width=OVER)
         for path, colour in self.paths:
-            past = path[frame::-max(1, frame // TRAIL_POINTS)].copy()
-            past[:, 1] = self.floor
+            past = self.on_floor(path[frame::-max(1, frame // TRAIL_POINTS)])
             away = np.hypot(*(past - centre)[:, [0, 2]].T) > radius
             past = past[:np.argmax(away)] if away.any() else past
-            if len(past) > 1:
-                line = self.camera.project(past, frame)[0].reshape(-1).tolist()
-                draw.line(line, fill=colour, width=2 * OVER)
+            line = self.camera.project(past, frame)[0].reshape(-1).tolist()
+            draw.line(line, fill=colour, width=2 * OVER)
         rx, ry = 1.3 * self.width, 0.6 * self.width
         for x, y in self.feet[frame, self.contacts[frame]].tolist():
             draw.ellipse((x - rx, y - ry, x + rx, y + ry), fill=CONTACT)
 
-    def picture(self, frame):
-        """Return the frame as an RGB image."""
+    def picture(self, frame, clock=True):
+        """Return the frame as an RGB image. clock: show the time."""
         image = self.base.copy()
         draw = ImageDraw.Draw(image)
         self.paint_ground(draw, frame)
@@ -144,68 +136,56 @@ class Figure:
             draw.line((x0, y0, x1, y1), fill=self.colours[bone], width=self.width)
             draw.circle((x0, y0), r, fill=self.colours[bone])  # round ends
             draw.circle((x1, y1), r, fill=self.colours[bone])
-        draw.circle(self.pixels[frame, self.head].tolist(), 2.9 * r, fill=SPINE)
-        image = image.reduce(OVER)
-        if self.clock:
-            at, text = (round(image.width * 0.96), round(image.height * 0.97)), f"{frame / self.fps:.1f} s"
-            ImageDraw.Draw(image).text(at, text, fill=FAINT, font=font(image.width / 19), anchor="rs")
-        return image
+        draw.circle(self.head[frame].tolist(), 2.9 * r, fill=SPINE)
+        if clock:
+            at, face = (self.size * 0.96, self.size * 0.97), font(self.size / 19)
+            draw.text(at, f"{frame / self.fps:.1f} s", fill=FAINT, font=face, anchor="rs")
+        return image.reduce(OVER)
 
 
-def error_strips(error, overall, size, title, frames):
-    """Return what stands beneath two figures, (n, size // 4, 2·size, 3) uint8: both errors, and their curve.
+def error_strip(errors, frame, size, title):
+    """Return what stands beneath two figures, (size // 4, 2·size, 3) uint8: both errors, and their curve.
 
-    error, overall: root-aligned and global MPJPE in mm, (T,) each.
+    errors (2, T): root-aligned and global MPJPE in mm.
     """
-    width, height, face = 2 * size, size // 4, font(size / 18)
-    x = np.linspace(0.02 * width, 0.98 * width, len(error))
-    y = height * (0.92 - 0.5 * error / max(error.max(), 1e-9))
-    base = Image.new("RGB", (OVER * width, OVER * height), PAPER)
-    draw = ImageDraw.Draw(base)
-    for level, colour in ((0 * y + 0.92 * height, GRID), (y, FAINT)):
-        line = (OVER * np.stack([x, level], -1)).reshape(-1).tolist()
-        draw.line(line * (1 if len(x) > 1 else 2), fill=colour, width=OVER)
-    title_face = fitting_font(title, OVER * size / 18, 0.48 * base.width)
-    draw.text((0.98 * base.width, 0.04 * base.height), title, fill=FAINT, font=title_face, anchor="ra")
-    base, strips, line = base.reduce(OVER), [], round(0.04 * height + size / 18)
-    ends = [round(0.04 * size + ems * size / 18) for ems in (4.2, 13.8)]  # where the numbers end
-    for at, words in zip((0.04 * size, *ends), ("error", " mm root-aligned,", " mm global")):
-        ImageDraw.Draw(base).text((at, line), words, fill=INK, font=face, anchor="ls")
-    for frame in frames:
-        strip = base.copy()
-        draw = ImageDraw.Draw(strip)
-        draw.circle((x[frame], y[frame]), height / 20, fill=RIGHT)
-        for end, values in zip(ends, (error, overall)):
-            draw.text((end, line), f"{values[frame]:.0f}", fill=INK, font=face, anchor="rs")
-        strips.append(strip)
-    return np.stack(strips)
+    width, height, em = 2 * size * OVER, size // 4 * OVER, size * OVER / 18
+    x = np.linspace(0.02, 0.98, len(errors[0])) * width
+    y = (0.92 - 0.5 * errors[0] / max(errors[0].max(), 1e-9)) * height
+    image = Image.new("RGB", (width, height), PAPER)
+    draw, face = ImageDraw.Draw(image), fitting_font(title, em, 0.48 * width)
+    draw.text((0.98 * width, 0.04 * height), title, fill=FAINT, font=face, anchor="ra")
+    draw.line((x[0], 0.92 * height, x[-1], 0.92 * height), fill=GRID, width=OVER)
+    draw.line(np.stack([x, y], -1).reshape(-1).tolist(), fill=FAINT, width=OVER)
+    draw.circle((x[frame], y[frame]), height / 20, fill=RIGHT)
+    aligned, overall = (f"{values[frame]:.0f}" for values in errors)
+    for at, text, anchor in ((0, "error", "ls"), (4.3, aligned, "rs"), (4.3, " mm root-aligned,", "ls"),
+                             (14.2, overall, "rs"), (14.2, " mm global", "ls")):
+        place = 0.02 * width + at * em, 0.04 * height + em
+        draw.text(place, text, fill=INK, font=font(em), anchor=anchor)
+    return np.asarray(image.reduce(OVER))
 
 
-def draw_frames(joints, spec, *, size=256, reference=None, alone=False, title="", frames=None,
-                azimuth=30, elevation=14):
+def draw_frames(joints, spec, *, size=256, reference=None, alone=False, title="", frames=None):
     """Return a skeleton in motion as pictures, (n, H, W, 3) uint8, n = T or len(frames).
 
     joints (T, J, 3), metres or millimetres, y up; spec: MotionSpec. One figure: H = W = size.
     reference (T, J, 3): the original, drawn on the left (W = 2·size), with its path in grey on the right too,
     and the errors in mm beneath (H = size + size // 4). alone: draw the right figure only.
-    azimuth, elevation: degrees; 0 looks into the face of a clip that starts facing +z.
     frames: indices to draw; None: all. Raises UserError for joints that cannot be drawn.
     """
-    joints, title = check_joints(joints, spec), str(title or "")
+    joints, left = skeleton.check_joints(joints, spec), None
     frames = range(len(joints)) if frames is None else frames
-    camera = dict(spec=spec, size=size, azimuth=azimuth, elevation=elevation)
-    if reference is None:
-        figures = [Figure(joints, title, **camera)]
-    else:
-        reference = check_joints(reference, spec, "reference joints", len(joints))
-        left = Figure(reference, "original", clock=False, **camera)
-        right = Figure(joints, title if alone else "reconstruction", beside=left, **camera)
-        figures = [right] if alone else [left, right]
-    pictures = np.concatenate([[figure.picture(frame) for frame in frames] for figure in figures], 2)
-    if len(figures) == 1:
+    if reference is not None:
+        reference = skeleton.check_joints(reference, spec, "reference joints", len(joints))
+        left = Figure(reference, "original", spec, size)
+    pair = left and not alone
+    right = Figure(joints, "reconstruction" if pair else title, spec, size, left)
+    pictures = np.stack([right.picture(frame) for frame in frames])
+    if not pair:
         return pictures
-    strips = error_strips(*frame_error(right.joints, left.joints), size, title, frames)
-    return np.concatenate([pictures, strips], 1)
+    pictures = np.concatenate([[left.picture(frame, clock=False) for frame in frames], pictures], 2)
+    errors = skeleton.frame_error(right.joints, left.joints)
+    return np.concatenate([pictures, [error_strip(errors, frame, size, title) for frame in frames]], 1)
 
 
 def encode_gif(frames, fps):
@@ -213,41 +193,31 @@ def encode_gif(frames, fps):
 
     GIF counts time in 1/100 s: each frame's end is rounded, so that times do not drift.
     """
-    frames = np.asarray(frames)
-    few = frames[np.linspace(0, len(frames) - 1, min(4, len(frames))).astype(int)]
-    sample = Image.fromarray(np.concatenate(list(few)))
-    common = [rgb for _, rgb in sorted(sample.getcolors(sample.width * sample.height), reverse=True)[:16]]
-    colours = sample.quantize(112, method=Image.Quantize.MEDIANCUT).getpalette()
-    palette = Image.new("P", (1, 1))
-    palette.putpalette([value for rgb in common for value in rgb] + colours)
+    sample = Image.fromarray(np.concatenate(frames[::-(-len(frames) // 4)]))
+    exact = np.array([rgb for _, rgb in sorted(sample.getcolors(sample.width * sample.height))[-16:]])
+    palette = np.concatenate([np.reshape(sample.quantize(112).getpalette(), (-1, 3)), exact])
     # the palette's nearest colour to each of 32 × 32 × 32; the most common ones, paper and limbs, stay exact
-    levels = np.linspace(0, 255, 32).round().astype(np.uint8)
-    cube = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(128, 256, 3)
-    nearest = np.array(Image.fromarray(cube).quantize(palette=palette, dither=Image.Dither.NONE)).reshape(-1)
-    for index, (r, g, b) in reversed(list(enumerate(common))):
-        nearest[r >> 3 << 10 | g >> 3 << 5 | b >> 3] = index
-    images = []
-    for frame in frames:
-        r, g, b = (frame >> 3).astype(np.uint16).transpose(2, 0, 1)
-        images.append(Image.fromarray(nearest[r << 10 | g << 5 | b]))
-        images[-1].putpalette(palette.getpalette())
-    ends = np.round(np.arange(1, len(frames) + 1) * 100 / fps).astype(int)
-    durations = (np.maximum(np.diff(ends, prepend=0), 2) * 10).tolist()
+    cube = np.moveaxis(np.indices((32, 32, 32)), 0, -1)
+    nearest = KDTree(palette).query(8 * cube + 4)[1].astype(np.uint8)
+    nearest[tuple(exact.T >> 3)] = range(len(palette) - len(exact), len(palette))
+    images = [Image.fromarray(nearest[tuple(np.moveaxis(frame >> 3, -1, 0))]) for frame in frames]
+    for image in images:
+        image.putpalette(palette.reshape(-1).tolist())
+    ends = np.round(np.arange(len(frames) + 1) * 100 / fps)
+    durations = (10 * np.maximum(np.diff(ends), 2)).tolist()
     stream = io.BytesIO()
     images[0].save(stream, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
     return stream.getvalue()
 
 
-def gif_bytes(joints, spec, fps=None, **drawing):
-    """Return joints (T, J, 3) as the bytes of a GIF. fps: the data set's if None. drawing: `draw_frames`'."""
-    return encode_gif(draw_frames(joints, spec, **drawing), fps or spec.fps)
+def gif_bytes(joints, spec, **drawing):
+    """Return joints (T, J, 3) as the bytes of a GIF at the data set's frame rate; drawing: `draw_frames`'."""
+    return encode_gif(draw_frames(joints, spec, **drawing), spec.fps)
 
 
-def save_gif(path, joints, spec, fps=None, **drawing):
-    """Write `gif_bytes` to path, whose folder must exist. Return the path."""
-    path = Path(path)
-    path.write_bytes(gif_bytes(joints, spec, fps, **drawing))
-    return path
+def save_gif(path, joints, spec, **drawing):
+    """Write `gif_bytes` to path, whose folder must exist."""
+    Path(path).write_bytes(gif_bytes(joints, spec, **drawing))
 
 
 def add_gif(writer, tag, gif, step=None):

@@ -5,7 +5,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from utils.errors import UserError
-from visualize.draw import FAINT, GRID, INK, LEFT, OVER, PAPER, RIGHT, SIDES, SPINE, fitting_font, font
+from visualize.draw import FAINT, GRID, INK, OVER, PAPER, SIDES, SPINE, fitting_font, font
 
 # even steps of lightness; an unused code has a colour of its own
 RAMP = np.array([(44, 30, 84), (58, 76, 138), (42, 120, 142), (46, 160, 128), (120, 196, 84), (250, 226, 62)])
@@ -17,63 +17,58 @@ def ramp_colour(share):
     return np.stack([np.interp(share, np.linspace(0, 1, len(RAMP)), channel) for channel in RAMP.T], -1)
 
 
-def bar_figure(labels, values, title="", unit="mm", *, width=560):
-    """Draw horizontal bars of n values ≥ 0, each beside its label. left_X and right_X share a row."""
+def bar_figure(labels, values, title="", *, width=560):
+    """Draw horizontal bars of n values ≥ 0 in mm beside their labels. left_X and right_X share a row."""
     rows, largest = {}, max(*values, 1e-12)
     for label, value in zip(labels, values):
-        side, _, name = label.partition("_")
-        name = name if side in SIDES else label
-        rows.setdefault(name.replace("_", " "), []).append((SIDES.get(side, SPINE), value))
-    legend = [("right", RIGHT), ("left", LEFT)] if max(map(len, rows.values())) > 1 else []
-    row, top, left, right = 15 * OVER, 34 * OVER, 84 * OVER, (118 if legend else 84) * OVER
+        side, _, name = label.rpartition("_")
+        rows.setdefault(name, {})[side] = value
+    row, top, left, right = 15 * OVER, 34 * OVER, 84 * OVER, 118 * OVER
     image = Image.new("RGB", (width * OVER, top + row * len(rows) + 8 * OVER), PAPER)
     draw, face, reach = ImageDraw.Draw(image), font(12 * OVER), image.width - left - right
-    title_face = fitting_font(title, 15 * OVER, image.width - (20 + 42 * len(legend)) * OVER)
+    title_face = fitting_font(title, 15 * OVER, image.width - 104 * OVER)
     draw.text((10 * OVER, 8 * OVER), title, fill=INK, font=title_face)
-    for n, (name, colour) in enumerate(legend):
-        draw.text(((width - 10 - 40 * n) * OVER, 10 * OVER), name, fill=colour, font=face, anchor="ra")
+    for at, side in ((50, "left"), (10, "right")):
+        draw.text(((width - at) * OVER, 10 * OVER), side, fill=SIDES[side], font=face, anchor="ra")
     draw.line((left, top, left, top + row * len(rows)), fill=GRID, width=OVER)
     for y, (name, bars) in zip(range(top, image.height, row), rows.items()):
-        tall = (row - 3 * OVER) / len(bars)
-        bars = sorted(bars, key=lambda bar: bar[0] == RIGHT)
-        ends = [left + reach * value / largest for _, value in bars]
-        for k, (end, (colour, _)) in enumerate(zip(ends, bars)):
+        tall, middle = (row - 3 * OVER) / len(bars), y + row / 2
+        for k, (side, value) in enumerate(sorted(bars.items())):
             up = y + 1.5 * OVER + tall * k
-            draw.rectangle((left, up, end, up + tall - 1), fill=colour)
-        name_face, middle = fitting_font(name, 12 * OVER, left - 14 * OVER), y + row / 2
-        numbers = ", ".join(f"{value:.1f}" for _, value in bars)
-        draw.text((left - 8 * OVER, middle), name, fill=INK, font=name_face, anchor="rm")
-        draw.text((max(ends) + 6 * OVER, middle), f"{numbers} {unit}", fill=FAINT, font=face, anchor="lm")
+            draw.rectangle((left, up, left + reach * value / largest, up + tall - 1), SIDES.get(side, SPINE))
+        numbers = ", ".join(f"{value:.1f}" for _, value in sorted(bars.items()))
+        at = left + reach * max(bars.values()) / largest + 6 * OVER, middle
+        draw.text((left - 8 * OVER, middle), name, fill=INK, font=face, anchor="rm")
+        draw.text(at, f"{numbers} mm", fill=FAINT, font=face, anchor="lm")
     return np.asarray(image.reduce(OVER))
 
 
-def usage_figure(usage, steps=None, title="codebook use", *, width=560, height=260):
+def usage_figure(usage, steps=None, title="codebook use", *, width=560):
     """Draw how often each code is used: a column per evaluation, a row per code, the most used on top.
 
-    usage (S, K): counts or shares. steps: S iteration numbers. Colour spans two decades either side of 1/K.
+    usage (S, K): counts. steps: S iteration numbers. Colour spans two decades either side of 1/K.
     """
-    usage, codes = np.asarray(usage, dtype=np.float64), np.shape(usage)[1]
-    share = usage / np.maximum(usage.sum(1, keepdims=True), 1e-12)
-    ordered = share[:, np.argsort(share[-1], kind="stable")].T[::-1]  # (K, S)
-    colour = ramp_colour((np.log10(np.maximum(ordered * codes, 1e-12)) + 2) / 4)
+    share = usage / np.maximum(usage.sum(1, keepdims=True), 1)
+    ordered = share[:, np.argsort(share[-1], kind="stable")[::-1]].T  # (K, S)
+    colour = ramp_colour((np.log10(np.maximum(ordered * len(ordered), 1e-12)) + 2) / 4)
     colour[ordered == 0] = UNUSED
-    left, top, bottom, edge = 12, 34, 26, width - 122
-    size = (edge - left, height - top - bottom)
+    left, top, height, edge, small = 12, 34, 260, width - 122, font(13)
+    heat = Image.fromarray(colour.astype(np.uint8)).resize((edge - left, height - 60), Image.Resampling.BOX)
     image = Image.new("RGB", (width, height), PAPER)
-    image.paste(Image.fromarray(colour.astype(np.uint8)).resize(size, Image.Resampling.BOX), (left, top))
-    draw, face, p = ImageDraw.Draw(image), font(12), share[-1][share[-1] > 0]
+    image.paste(heat, (left, top))
+    draw, p = ImageDraw.Draw(image), share[-1][share[-1] > 0]
     draw.text((left, 8), title, fill=INK, font=fitting_font(title, 15, width - 24))
-    draw.text((edge + 10, top), f"{len(p)} of {codes} used", fill=INK, font=font(13))
-    perplexity = np.exp(-(p * np.log(p)).sum()) if len(p) else 0
-    draw.text((edge + 10, top + 16), f"perplexity {perplexity:.0f}", fill=INK, font=font(13))
-    fills = [*ramp_colour(np.linspace(1, 0, 5)).astype(int), UNUSED]
+    draw.text((edge + 10, top), f"{len(p)} of {len(ordered)} used", fill=INK, font=small)
+    perplexity = np.exp(-(p * np.log(p)).sum())
+    draw.text((edge + 10, top + 16), f"perplexity {perplexity:.0f}", fill=INK, font=small)
+    fills = [*ramp_colour(np.linspace(1, 0, 5)).astype(int).tolist(), UNUSED]
     names = ("100 times", "10 times", "equal use", "1/10", "1/100 or less", "not used")
     for y, fill, name in zip(range(top + 44, height, 17), fills, names):
-        draw.rectangle((edge + 10, y + 2, edge + 21, y + 13), fill=tuple(map(int, fill)))
-        draw.text((edge + 28, y), name, fill=FAINT, font=face)
+        draw.rectangle((edge + 10, y + 2, edge + 21, y + 13), tuple(fill))
+        draw.text((edge + 28, y), name, fill=FAINT, font=font(12))
     if steps is not None:
-        draw.text((left, height - 20), f"iteration {steps[0]}", fill=FAINT, font=face)
-        draw.text((edge, height - 20), f"{steps[-1]}", fill=FAINT, font=face, anchor="ra")
+        draw.text((left, height - 20), f"iteration {steps[0]}", fill=FAINT, font=font(12))
+        draw.text((edge, height - 20), f"{steps[-1]}", fill=FAINT, font=font(12), anchor="ra")
     return np.asarray(image)
 
 
@@ -83,25 +78,23 @@ def code_colour(code):
     return tuple(round(255 * c) for c in colorsys.hls_to_rgb(code * 0.61803398875 % 1, lightness, 0.55))
 
 
-def code_strip(codes, nb_code, *, labels=None, cell=30, wrap=32):
-    """Draw codes as numbered cells of their colour, in lines of at most `wrap` cells.
+def code_strip(rows, nb_code, labels, wrap=32):
+    """Draw rows of codes, integers in 0 … nb_code - 1, as numbered cells beneath their labels.
 
-    codes: a row (n,) of integers in 0 … nb_code - 1, or rows of any lengths, each under its label.
+    A row goes on in the next line after `wrap` cells.
     """
-    rows = [codes] if np.ndim(codes[0]) == 0 else list(codes)
-    rows = [np.asarray(row, dtype=np.int64).reshape(-1).tolist() for row in rows]
     if wrong := [code for row in rows for code in row if not 0 <= code < nb_code]:
         raise UserError(f"code {wrong[0]} is outside the codebook of {nb_code} codes (0 … {nb_code - 1})")
-    tall, caption = round(cell * 0.8), 20 if labels else 0
+    cell, tall, caption, y = 30, 24, 20, 8
     heights = [caption + -(-len(row) // wrap) * tall + 8 for row in rows]
     image = Image.new("RGB", (min(wrap, max(map(len, rows))) * cell + 16, sum(heights) + 8), PAPER)
-    draw, y = ImageDraw.Draw(image), 8
-    for n, row in enumerate(rows):
-        draw.text((8, y), str(labels[n]) if labels else "", fill=INK, font=font(13))
+    draw = ImageDraw.Draw(image)
+    for row, label, height in zip(rows, labels, heights):
+        draw.text((8, y), label, fill=INK, font=font(13))
         for at, code in enumerate(row):
             x, up = 8 + at % wrap * cell, y + caption + at // wrap * tall
             face = fitting_font(str(code), 12, cell - 4)
-            draw.rectangle((x, up, x + cell - 2, up + tall - 2), fill=code_colour(code))
+            draw.rectangle((x, up, x + cell - 2, up + tall - 2), code_colour(code))
             draw.text((x + cell / 2 - 1, up + tall / 2 - 1), str(code), fill=INK, font=face, anchor="mm")
-        y += heights[n]
+        y += height
     return np.asarray(image)

@@ -19,6 +19,12 @@ def body_height(joints, spec):
     return float(np.median(leg + head)) * 0.9  # the foot lies flat and the hips go sideways
 
 
+def floor_height(joints, height):
+    """Return the y of the floor that joints (T, J, 3) of a body's `height` stand on: 0 if it may be."""
+    lowest = float(joints[..., 1].min())
+    return 0.0 if abs(lowest) < 0.25 * height else lowest
+
+
 def unit_in_metres(joints, spec):
     """Return 1.0 for joints in metres, 0.001 for millimetres (KIT-ML): no skeleton is 20 m tall."""
     return 0.001 if body_height(joints, spec) > 20 else 1.0
@@ -38,13 +44,13 @@ def foot_contacts(joints, spec):
 def check_joints(joints, spec, name="joints", frames=None):
     """Return joints as finite float64 (T, J, 3), T = `frames` if given; raise UserError for others."""
     joints = np.asarray(joints, dtype=np.float64)
-    if joints.ndim != 3 or joints.shape[1:] != (spec.joints, 3) or len(joints) == 0:
-        raise UserError(f"{name} have shape {joints.shape}; {spec.name} wants (frames, {spec.joints}, 3)")
-    if len(joints) != (frames or len(joints)):
-        raise UserError(f"{name} have {len(joints)} frames, the other motion {frames}: cut both alike")
+    length = len(joints) if joints.ndim else 0
+    if not length or joints.shape != (frames or length, spec.joints, 3):
+        expected = f"({frames or 'frames'}, {spec.joints}, 3)"
+        raise UserError(f"{name} have shape {joints.shape}; {spec.name} wants {expected}")
     bad = np.flatnonzero(~np.isfinite(joints).all((1, 2)))
     if len(bad):
-        raise UserError(f"{name} hold NaN or Inf in {len(bad)} of {len(joints)} frames, first in {bad[0]}")
+        raise UserError(f"{name} hold NaN or Inf in {len(bad)} of {length} frames, first in {bad[0]}")
     return joints
 
 
