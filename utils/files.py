@@ -39,12 +39,11 @@ def atomic_write(path, flush=False):
                 os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        # torch.save raises a RuntimeError out of the system's error
-        cause = error if isinstance(error, OSError) else error.__context__
+        cause = error if isinstance(error, OSError) else error.__context__  # torch.save wraps the system's
         if not isinstance(cause, OSError):
             raise
-        reason = cause.strerror or cause
-        raise UserError(f"{path}: cannot be written ({reason}); free space, or write elsewhere") from None
+        raise UserError(f"{path}: cannot be written ({cause.strerror or cause}); free space, or write "
+                        "elsewhere") from None
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -53,7 +52,7 @@ def atomic_write(path, flush=False):
 def remove_stale(folder, age=0):
     """Remove the temporary files of killed processes in `folder`: those not written to for `age` seconds."""
     for path in Path(folder).glob("*.tmp"):
-        if not age or path.stat().st_mtime < time.time() - age:
+        if path.stat().st_mtime <= time.time() - age:
             path.unlink(missing_ok=True)
 
 
@@ -65,18 +64,15 @@ def write_json(path, content):
 
 @contextmanager
 def exclusive_lock(folder, advice):
-    """Make `folder` if need be and hold it for this process alone.
-
-    Raises UserError, ending in `advice`, where another process holds it.
-    """
+    """Make `folder`, hold it for this process alone. Raises UserError, ending in `advice`, where it cannot."""
     lock = filelock.FileLock(Path(folder, ".lock"), timeout=0)
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         lock.acquire()
-    except filelock.Timeout:
-        raise UserError(f"{folder}: in use by another process; wait for it, or {advice}") from None
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror or error}); {advice}") from None
+        locked = isinstance(error, filelock.Timeout)
+        reason = "in use by another process" if locked else f"cannot be written ({error.strerror or error})"
+        raise UserError(f"{folder}: {reason}; {advice}") from None
     try:
         yield
     finally:
@@ -84,34 +80,28 @@ def exclusive_lock(folder, advice):
 
 
 def describe_file(path):
-    """Say what kind of file `path` is, judged by its first bytes."""
-    with open(path, "rb") as file:
-        head = file.read(64).lstrip(b"\xef\xbb\xbf \r\n")
+    """Say what kind of file `path` is, by its first bytes. Raises UserError where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(64).lstrip(b"\xef\xbb\xbf \r\n")
+    except OSError as error:
+        reason = f"cannot be read ({error.strerror or error})"
+        if isinstance(error, FileNotFoundError):
+            reason = "is a link to a file that is not there" if os.path.islink(path) else "no such file"
+        raise UserError(f"{path}: {reason}") from None
     kinds = (what for start, what in SIGNATURES if head.startswith(start))
     return next(kinds, UNKNOWN) if head else EMPTY
 
 
-def _unreadable(path, error):
-    """Return the UserError for a file that the system cannot open."""
-    reason = f"cannot be read ({error.strerror or error})"
-    if isinstance(error, FileNotFoundError):
-        reason = "is a link to a file that is not there" if os.path.islink(path) else "no such file"
-    return UserError(f"{path}: {reason}")
-
-
 def read_text(path, expected):
     """Read a UTF-8 file. Raises UserError for any other; expected: what it should hold, for the message."""
-    try:
-        found = describe_file(path)
-        data = Path(path).read_bytes()
-        if found in (UNKNOWN, EMPTY):
-            if not data.startswith((b"\xff\xfe", b"\xfe\xff")) and b"\0" not in data:
-                return data.decode("utf-8-sig")
-            found = "UTF-16 text, or none at all: save it as UTF-8"
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    except UnicodeDecodeError as error:
-        found = f"no UTF-8 text (byte {error.start})"
+    found = describe_file(path)
+    if found in (UNKNOWN, EMPTY):
+        with suppress(UnicodeDecodeError):
+            text = Path(path).read_bytes().decode("utf-8-sig")
+            if "\0" not in text:
+                return text
+        found = "UTF-16 text, or no UTF-8 text: save it as UTF-8"
     raise UserError(f"{path}: is {found}; expected {expected}")
 
 
@@ -120,18 +110,16 @@ def load_array(path, mmap=False):
 
     Raises UserError for a missing or damaged file, another kind, and an array of anything else.
     """
-    try:
-        found = describe_file(path)
-        if found == ARRAY:
+    found = describe_file(path)
+    if found == ARRAY:
+        try:
             array = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
             if array.dtype.kind in "biuf":
                 return array
             found = f"an array of {str(array.dtype)[:40]}"
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    except Exception as error:  # numpy evaluates the header as Python: a damaged one raises nearly anything
-        objects = "object" in str(error).lower()
-        found = "an array of Python objects" if objects else "damaged or cut short"
+        except Exception as error:  # numpy evaluates the header as Python: it may raise anything
+            objects = "object" in str(error).lower()
+            found = "an array of Python objects" if objects else "damaged or cut short"
     raise UserError(f"{path}: is {found}; expected an array of numbers saved by numpy.save")
 
 
