@@ -13,7 +13,7 @@ from models.loading import read_statistics
 from utils.errors import UserError
 from utils.files import describe_file, load_array
 from utils.motion_spec import MAX_MOTION_LENGTH, UNIT_LENGTH
-from utils.word_vectorizer import GLOVE_FILES, WordVectorizer
+from utils.word_vectorizer import GLOVE_FILES, POS_TAGS, WordVectorizer
 
 CONTACTS = 4  # the last features, which the encoders do not see
 FINEST = "text_mot_match/model/finest.tar"
@@ -64,27 +64,21 @@ class TextEncoderBiGRUCo(MotionEncoderBiGRUCo):
 
 
 class Extractors(nn.Module):
-    """The three networks of `finest.tar`, frozen.
+    """The three networks of `finest.tar`, frozen. `load_extractors` adds `vectorizer`, `mean` and `std`."""
 
-    `load_extractors` sets `vectorizer`, and `mean` and `std`, (D,) arrays or None.
-    """
-
-    def __init__(self, dim_pose=263, movement_hidden=512, movement=512, motion_hidden=1024, text_hidden=512,
-                 embedding=512, word=300, pos=15):
+    def __init__(self, width=263, embedding=512):
         super().__init__()
-        self.movement_encoder = MovementConvEncoder(dim_pose - CONTACTS, movement_hidden, movement)
-        self.motion_encoder = MotionEncoderBiGRUCo(movement, motion_hidden, embedding)
-        self.text_encoder = TextEncoderBiGRUCo(word, pos, text_hidden, embedding)
+        self.movement_encoder = MovementConvEncoder(width - CONTACTS, embedding, embedding)
+        self.motion_encoder = MotionEncoderBiGRUCo(embedding, 2 * embedding, embedding)
+        self.text_encoder = TextEncoderBiGRUCo(300, len(POS_TAGS), embedding, embedding)
         self.embedding = embedding
         self.vectorizer = self.mean = self.std = None
         self.requires_grad_(False).eval()
 
     @torch.no_grad()
     def embed_motion(self, motion, lengths):
-        """Embed motion (N, T, D), normalised, zero past each clip's length (N,) in frames: (N, embedding).
-
-        The result is that of clips padded to 196 frames: the convolutions see a few frames past a clip's end.
-        """
+        """Embed motion (N, T, D), normalised, zero past each clip's length (N,) in frames: (N, embedding)."""
+        # as if padded to 196 frames: the convolutions see a few frames past a clip's end
         enough = min(MAX_MOTION_LENGTH, int(lengths.max()) + UNIT_LENGTH)
         motion = nn.functional.pad(motion, (0, 0, 0, enough - motion.shape[1]))  # or cut
         movements = self.movement_encoder(motion[..., :-CONTACTS])
@@ -97,43 +91,26 @@ class Extractors(nn.Module):
 
 
 def load_networks(path, width=263):
-    """Read `finest.tar` into Extractors; sizes are read off its tensors. width: features of a frame.
+    """Read `finest.tar` into Extractors. width: features of a frame.
 
     Raises UserError for a file that is missing, damaged, more than plain tensors, or of another data set.
     """
-    expected = "expected the tensors of T2M's three encoders"
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        parts = {name: saved[name] for name in ("movement_encoder", "motion_encoder", "text_encoder")}
-        movement, motion, text = parts.values()
-        sizes = dict(
-            dim_pose=movement["main.0.weight"].shape[1] + CONTACTS,
-            movement_hidden=movement["main.0.weight"].shape[0], movement=movement["out_net.weight"].shape[0],
-            motion_hidden=motion["input_emb.weight"].shape[0], text_hidden=text["input_emb.weight"].shape[0],
-            embedding=text["output_net.3.weight"].shape[0], word=text["pos_emb.weight"].shape[0],
-            pos=text["pos_emb.weight"].shape[1])
         with torch.device("meta"):  # no random numbers are drawn for weights that the file brings
-            extractors = Extractors(**sizes)
-        for name, state in parts.items():
-            getattr(extractors, name).load_state_dict(state, strict=True, assign=True)
-    except KeyError as error:
-        raise UserError(f"{path}: has no {error}; {expected}") from None
+            extractors = Extractors(width, len(saved["movement_encoder"]["out_net.bias"]))
+        for name, part in extractors.named_children():
+            part.load_state_dict(saved[name], assign=True)
     except Exception as error:  # a damaged or foreign file raises nearly anything
-        pickled = isinstance(error, pickle.UnpicklingError)
-        text = " ".join(str(error).split()).rpartition("state_dict for ")[2]
-        reason = describe_file(path) if pickled else text[:90]
+        text = " ".join(str(error).split()).rpartition("state_dict for ")[2][:80]
+        reason = describe_file(path) if isinstance(error, pickle.UnpicklingError) else text
+        expected = f"expected T2M's encoders of {width} features"
         raise UserError(f"{path}: refused ({reason}); {expected}") from None
-    if sizes["dim_pose"] != width:
-        raise UserError(f"{path}: takes frames of {sizes['dim_pose']} features, expected {width}; see "
-                        "--evaluator-dir")
     return extractors.float()  # as upstream's, whatever the file stores
 
 
 def find_missing(spec, evaluator_dir=None, glove_dir=None):
-    """Return the folders of the extractors and of GloVe, and a message for each file that is not there.
-
-    Defaults are upstream's places: checkpoints/t2m (kit: checkpoints/kit) and glove.
-    """
+    """Return the folders of extractors and GloVe, upstream's by default, and a line for each missing file."""
     folder = Path(evaluator_dir or ("checkpoints/kit" if spec.name == "kit" else "checkpoints/t2m"))
     glove = Path(glove_dir or "glove")
     wanted = {folder / FINEST: "extractor", **{glove / name: "glove" for name in GLOVE_FILES}}
@@ -144,14 +121,12 @@ def find_missing(spec, evaluator_dir=None, glove_dir=None):
 def load_extractors(spec, folder, glove):
     """Load networks, vocabulary and statistics from the folders that `find_missing` names.
 
-    `mean` and `std` are the extractors' own where the folder has them, else None: they then see the features'
-    own normalisation. Raises UserError for what is missing, damaged or not plain data.
+    Without `mean` and `std` there, both None, the extractors see the features' own normalisation.
+    Raises UserError for what is missing, damaged or not plain data.
     """
     extractors = load_networks(folder / FINEST, spec.width)
-    extractors.vectorizer = WordVectorizer(glove, extractors.text_encoder.pos_emb.out_features)
-    metas = [folder / meta for meta in META_DIRS]
-    meta = next((meta for meta in metas if (meta / "mean.npy").is_file()), folder)
-    found = {name: load_array(meta / f"{name}.npy") for name in ("mean", "std")
-             if (meta / f"{name}.npy").is_file()}
-    extractors.mean, extractors.std = read_statistics(found, spec.width, meta)
+    extractors.vectorizer = WordVectorizer(glove)
+    for meta in [folder / meta for meta in META_DIRS if (folder / meta / "mean.npy").is_file()][:1]:
+        saved = {name: load_array(meta / f"{name}.npy") for name in ("mean", "std")}
+        extractors.mean, extractors.std = read_statistics(saved, spec.width, meta)
     return extractors

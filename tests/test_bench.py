@@ -1,5 +1,5 @@
 """The bench on a tiny net: every part reports, and mistakes are one line. No time is judged."""
-from types import SimpleNamespace
+import time
 
 import pytest
 import torch
@@ -35,18 +35,14 @@ def test_a_slow_precision_is_left_out_unless_named(monkeypatch):
         assert made == expected
 
 
-@pytest.mark.parametrize("cost, slow", [(3.0, True), (1.2, False)])
+@pytest.mark.parametrize("cost, slow", [(0.03, True), (0.0, False)])
 def test_a_precision_is_slow_where_its_convolutions_take_longer(cost, slow, monkeypatch):
-    now = [0.0]
-
     def conv1d(x, weight):
-        now[0] += cost if x.dtype == torch.bfloat16 else 1.0
-        return x
+        time.sleep(0.01 + cost * (x.dtype == torch.bfloat16))
+        return x[0, 0, 0]
 
-    monkeypatch.setattr(torch.nn.functional, "conv1d", conv1d)
-    monkeypatch.setattr("utils.device.time", SimpleNamespace(perf_counter=lambda: now[0]))
-    threads = torch.get_num_threads()
-    assert is_slow_in_bf16(torch.device("cpu")) == slow and torch.get_num_threads() == threads
+    monkeypatch.setattr(torch, "conv1d", conv1d)
+    assert is_slow_in_bf16(torch.device("cpu")) == slow
 
 
 @pytest.mark.parametrize(("flags", "words"), [

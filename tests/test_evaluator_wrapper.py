@@ -20,7 +20,6 @@ from utils.errors import UserError
 from utils.motion_spec import DEMO, KIT, T2M
 from utils.word_vectorizer import WordVectorizer, load_data_pickle
 
-SMALL = dict(movement_hidden=16, movement=16, motion_hidden=24, text_hidden=16, embedding=16)
 WORDS = ["a", "person", "walk", "walks", "slowly", "arm", "sos", "eos", "unk", "back"]
 
 
@@ -40,11 +39,11 @@ def save_networks(path, extractors):
     torch.save({"epoch": 1, "iter": 10, **parts}, path)
 
 
-def make_extractors(root, spec=T2M, seed=0, **sizes):
+def make_extractors(root, spec=T2M, seed=0):
     """Random extractors, vocabulary and statistics in upstream's files; (evaluator folder, GloVe folder)."""
     torch.manual_seed(seed)
     folder, glove = root / "checkpoints" / "t2m", root / "glove"
-    save_networks(folder / FINEST, Extractors(spec.width, **{**SMALL, **sizes}))
+    save_networks(folder / FINEST, Extractors(spec.width, 16))
     (folder / META_DIRS[0]).mkdir(parents=True)
     np.save(folder / META_DIRS[0] / "mean.npy", np.linspace(-0.1, 0.1, spec.width))
     np.save(folder / META_DIRS[0] / "std.npy", np.linspace(0.5, 1.5, spec.width))
@@ -135,7 +134,7 @@ def test_loading_brings_networks_vocabulary_and_statistics(made):
     assert not extractors.training and not any(p.requires_grad for p in extractors.parameters())
     assert list(extractors.vectorizer.index) == WORDS
     assert extractors.mean.shape == (263,) and extractors.std[-1] == 1.5
-    with pytest.raises(UserError, match="takes frames of 263 features, expected 251"):
+    with pytest.raises(UserError, match=r"size mismatch for main\.0\.weight.*encoders of 251 features"):
         load_extractors(KIT, *made)
 
 
@@ -174,7 +173,7 @@ def test_a_malicious_extractor_file_never_runs(tmp_path):
 
 
 @pytest.mark.parametrize("change, message", [
-    (lambda saved: saved.pop("text_encoder"), "has no 'text_encoder'"),
+    (lambda saved: saved.pop("text_encoder"), "refused .'text_encoder'"),
     (lambda saved: saved["motion_encoder"].pop("hidden"), "hidden"),
     (lambda saved: saved["motion_encoder"].update(extra=torch.zeros(1)), "extra"),
     (lambda saved: saved.update(movement_encoder=7), "refused"),

@@ -1,6 +1,5 @@
 """Where to run, how precisely, and on how many ranks."""
 import os
-import time
 
 import torch
 import torch.distributed as dist
@@ -9,26 +8,20 @@ from utils.errors import UserError
 
 
 def pick_device(name):
-    """Return the torch.device of a name: auto, cpu, cuda or mps.
+    """Return the torch.device of a name: auto, cpu, cuda, mps, or one with an index.
 
     On CUDA each process of a torchrun takes the device of its LOCAL_RANK. Raises UserError for one that is
     not there.
     """
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    given, name = name, str(name).partition(":")[0]  # a torch.device and "cuda:1" are taken too
-    if name not in (*there, "auto"):
-        raise UserError(f"device {name!r} is unknown; use auto, cpu, cuda or mps")
-    if there.get(name) and str(given) != name:
-        return torch.device(given)
-    if name == "auto":
-        name = next(kind for kind in ("cuda", "mps", "cpu") if there[kind])
-    if not there[name]:
-        raise UserError(f"--device {name}: this machine's torch has none; use --device auto or cpu")
-    if name != "cuda":
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    name = next(kind for kind in there if there[kind]) if str(name) == "auto" else str(name)
+    kind, _, index = name.partition(":")
+    if not there.get(kind):
+        raise UserError(f"--device {name}: unknown, or this machine's torch has none; use auto or cpu")
+    if kind != "cuda" or index:
         return torch.device(name)
-    index = int(os.environ.get("LOCAL_RANK", 0))
-    if index >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
+    index, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if index >= count:
         raise UserError(f"process {index} has no CUDA device of its own; use --nproc-per-node {count}")
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
@@ -45,24 +38,16 @@ def set_precision(device, tf32=False):
 
 
 def is_slow_in_bf16(device):
-    """Return whether bfloat16 convolutions take longer than float32 ones here.
-
-    Measures for some milliseconds.
-    """
+    """Return whether bfloat16 convolutions take longer than float32 ones here. Measures for 0.1 s."""
     if device.type == "cuda":
         return not torch.cuda.is_bf16_supported(including_emulation=False)
-    seconds, threads = [], torch.get_num_threads()
-    torch.set_num_threads(1)  # several wait for each other on a busy machine, in either precision
+    from torch.utils.benchmark import Timer  # slow to import
+    seconds = []
     for dtype in (torch.float32, torch.bfloat16):
         x = torch.ones(4, 128, 64, dtype=dtype, device=device)
-        weight = torch.ones(128, 128, 3, dtype=dtype, device=device)
-        runs = []
-        for _ in range(4):  # the first one prepares the kernel
-            start = time.perf_counter()
-            torch.nn.functional.conv1d(x, weight).sum().item()
-            runs.append(time.perf_counter() - start)
-        seconds.append(min(runs))
-    torch.set_num_threads(threads)
+        weight = x.new_ones(128, 128, 3)
+        timer = Timer("conv1d(x, weight).sum().item()", globals=dict(x=x, weight=weight, conv1d=torch.conv1d))
+        seconds.append(min(timer.blocked_autorange(min_run_time=0.05).times))
     return seconds[1] > 1.5 * seconds[0]
 
 

@@ -64,7 +64,7 @@ def write_json(path, content):
 
 @contextmanager
 def exclusive_lock(folder, advice):
-    """Make `folder`, hold it for this process alone. Raises UserError, ending in `advice`, where it cannot."""
+    """Make `folder` and hold it for this process alone. Raises UserError, ending in `advice`."""
     lock = filelock.FileLock(Path(folder, ".lock"), timeout=0)
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)

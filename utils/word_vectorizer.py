@@ -10,8 +10,8 @@ from utils.files import load_array
 POS_TAGS = ("VERB", "NOUN", "DET", "ADP", "NUM", "AUX", "PRON", "ADJ", "ADV",
             "Loc_VIP", "Body_VIP", "Obj_VIP", "Act_VIP", "Desc_VIP", "OTHER")
 VIP_WORDS = {  # words that take this tag instead of their own
-    "Loc_VIP": "left right clockwise counterclockwise anticlockwise forward back backward up down "
-               "straight curve",
+    "Loc_VIP": "left right clockwise counterclockwise anticlockwise forward back backward up down straight "
+               "curve",
     "Body_VIP": "arm chin foot feet face hand mouth leg waist eye knee shoulder thigh",
     "Obj_VIP": "stair dumbbell chair window floor car ball handrail baseball basketball",
     "Act_VIP": "walk run swing pick bring kick put squat throw hop dance jump turn stumble stop sit lift "
@@ -32,7 +32,7 @@ class _DataUnpickler(pickle.Unpickler):
 
 
 def load_data_pickle(path):
-    """Read a pickle of plain data; raises UserError for any other content, before anything in it can run."""
+    """Read a pickle of plain data. Raises UserError for any other, before anything in it can run."""
     try:
         with open(path, "rb") as file:
             return _DataUnpickler(file).load()
@@ -42,18 +42,15 @@ def load_data_pickle(path):
 
 
 class WordVectorizer:
-    """A vocabulary: `vectors` (V, width) float32 and `index` {word: row}.
+    """A vocabulary: `vectors` (V, 300) float32 and `index` {word: row}.
 
-    folder holds GLOVE_FILES: vectors, list of words, {word: row}. Raises UserError for what is missing or
-    does not fit together.
+    folder holds GLOVE_FILES: vectors, list of words, {word: row}. Raises UserError where they do not fit.
     """
 
-    def __init__(self, folder="glove", width=300):
+    def __init__(self, folder="glove"):
         data, words, index = (Path(folder, name) for name in GLOVE_FILES)
-        self.vectors, listed, rows = load_array(data), load_data_pickle(words), load_data_pickle(index)
-        if self.vectors.shape[1:] != (width,):
-            raise UserError(f"{data}: array of shape {self.vectors.shape}; expected (words, {width})")
-        self.vectors = self.vectors.astype(np.float32)
+        listed, rows = load_data_pickle(words), load_data_pickle(index)
+        self.vectors = load_array(data).astype(np.float32)
         try:
             every = range(len(self.vectors))
             self.index = {word: every.index(rows[word]) for word in (*listed, "unk")}
@@ -61,13 +58,10 @@ class WordVectorizer:
             raise UserError(f"{index}: expected a row of {data.name} for each of {words.name}") from None
 
     def lookup(self, token):
-        """Return the row of `vectors` and the index of the tag of a token `word/POS`.
-
-        A word outside the vocabulary is `unk/OTHER`; a VIP word has its list's tag.
-        """
+        """Return a token's row of `vectors` and its tag's index; an unknown word is `unk/OTHER`."""
         word, _, tag = token.rpartition("/")
         if word not in self.index:
-            return self.index["unk"], POS_TAGS.index("OTHER")
+            word, tag = "unk", "OTHER"
         tag = VIP_TAG.get(word, tag)
         return self.index[word], POS_TAGS.index(tag if tag in POS_TAGS else "OTHER")
 

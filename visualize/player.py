@@ -58,8 +58,8 @@ def player(joints, spec, *, reference=None, codes=None, title="", unit=UNIT_LENG
     if codes is not None:
         codes, count = np.asarray(codes), -(-len(joints) // unit)
         if codes.shape != (count,) or codes.dtype.kind not in "iu":
-            raise UserError(f"{codes.dtype} codes of shape {codes.shape}; {len(joints)} frames want ({count},) "
-                            "integers")
+            wanted = f"{len(joints)} frames want ({count},) integers"
+            raise UserError(f"{codes.dtype} codes of shape {codes.shape}; {wanted}")
         data["codes"] = codes.tolist()
     *_, first = shown.values()
     data["height"] = height = skeleton.body_height(first, spec)
