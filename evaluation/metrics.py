@@ -26,9 +26,8 @@ def length(vectors):
 def nearest_rotation(h):
     """Return the rotation R with the greatest tr(Rᵀ h) for each of h (…, 3, 3).
 
-    Newton's iteration to the polar factor, scaled by the determinant (Higham 1986), is several times faster
-    than an SVD. Where it finds a reflection or has not converged in six steps (h nearly singular), the SVD
-    decides: the smallest axis flips (Umeyama 1991).
+    Newton's iteration to the polar factor, scaled by the determinant (Higham 1986). Where it ends elsewhere,
+    at a reflection or with h nearly singular, the slower SVD decides: the smallest axis flips (Umeyama 1991).
     """
     rotation = h
     for _ in range(6):
@@ -36,7 +35,7 @@ def nearest_rotation(h):
         det = (rotation * cofactors).sum((-1, -2), keepdim=True) / 3
         scale = det.abs() ** (-1 / 3)
         rotation = (scale * rotation + cofactors / (scale * det)) / 2  # cofactors / det: transposed inverse
-    error = (rotation @ rotation.mT - torch.eye(3, dtype=h.dtype, device=h.device)).abs().amax((-1, -2))
+    error = (rotation @ rotation.mT - torch.eye(3).to(h)).abs().amax((-1, -2))
     left = ~((error < 100 * torch.finfo(h.dtype).eps) & (det[..., 0, 0] > 0))  # holds for NaN too
     if left.any():
         u, _, vh = torch.linalg.svd(h[left])
@@ -76,10 +75,9 @@ def foot_penetration(joints, feet):
 
 
 def kinetic_features(joints, fps):
-    """Describe how clips move, (…, 3·J): mean squared ground speed, squared vertical speed, acceleration.
+    """Return mean squared ground and vertical speed (m²/s²) and acceleration (m/s²) of joints, (…, 3·J).
 
-    joints (…, T, J, 3) in metres, T at least 3. Results in m²/s², m²/s² and m/s², of each joint.
-    Source: Onuma et al. 2008, as used for dance by AIST++ (arXiv 2101.08779).
+    joints (…, T, J, 3) in metres. Source: Onuma et al. 2008, as for dance in AIST++ (arXiv 2101.08779).
     """
     velocity, acceleration = difference(joints, 1) * fps, difference(joints, 2) * fps ** 2
     ground = velocity[..., 0] ** 2 + velocity[..., 2] ** 2
@@ -98,9 +96,8 @@ def code_perplexity(counts):
 # distributions and embeddings
 
 def gaussian(x):
-    """Return the mean (E,) and unbiased covariance (E, E), float64, of rows (n, E)."""
-    x = np.asarray(x, dtype=np.float64)
-    return x.mean(0), np.cov(x, rowvar=False).reshape(x.shape[1], x.shape[1])
+    """Return the mean (E,) and unbiased covariance (E, E) of rows (n, E)."""
+    return x.mean(0), np.cov(x, rowvar=False)
 
 
 def frechet_distance(mean_a, cov_a, mean_b, cov_b):
@@ -117,19 +114,12 @@ def frechet_distance(mean_a, cov_a, mean_b, cov_b):
 
 
 def diversity(embeddings, pairs, rng):
-    """Return the mean distance of `pairs` random pairs of rows (n, E); rng: a NumPy Generator.
+    """Return the mean distance of `pairs` ≤ n random pairs of rows (n, E); rng: a NumPy Generator.
 
-    Both ends are drawn without repetition, independently, as upstream does. ValueError: more pairs than rows.
+    Both ends are drawn without repetition, independently, as upstream does.
     """
     first, second = (rng.choice(len(embeddings), pairs, replace=False) for _ in range(2))
     return float(np.linalg.norm(embeddings[first] - embeddings[second], axis=1).mean())
-
-
-def distance_matrix(a, b):
-    """Return the Euclidean distances (…, n, m), float64, of rows (…, n, E) and (…, m, E)."""
-    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    squared = (a * a).sum(-1)[..., :, None] + (b * b).sum(-1)[..., None, :] - 2 * a @ np.swapaxes(b, -1, -2)
-    return np.sqrt(squared.clip(min=0))
 
 
 def retrieval(text, motion, batch=32, top=3):
@@ -138,16 +128,15 @@ def retrieval(text, motion, batch=32, top=3):
     Each caption ranks the motions of its batch by distance; the score is the mean distance of the true pairs.
     Batches are consecutive; the last partial one is left out.
     """
-    whole = len(text) // batch * batch
-    text, motion = (np.asarray(x)[:whole].reshape(-1, batch, x.shape[-1]) for x in (text, motion))
-    distance = distance_matrix(text, motion)                                 # (B, 32, 32)
-    order = np.argsort(distance, axis=-1, kind="stable")
-    rank = (order == np.arange(batch)[:, None]).argmax(-1)                   # of the true motion
-    shares = np.array([(rank <= k).mean() for k in range(top)])
-    return shares, float(np.diagonal(distance, axis1=-2, axis2=-1).mean())
+    whole, exact = len(text) // batch * batch, "donot_use_mm_for_euclid_dist"
+    text, motion = (torch.from_numpy(x[:whole]).unflatten(0, (-1, batch)) for x in (text, motion))
+    distance = torch.cdist(text, motion, compute_mode=exact)                 # (B, 32, 32)
+    order = distance.argsort(stable=True)
+    rank = (order == torch.arange(batch)[:, None]).int().argmax(-1)          # of the true motion
+    shares = np.array([float((rank <= k).double().mean()) for k in range(top)])
+    return shares, float(distance.diagonal(dim1=-2, dim2=-1).mean())
 
 
 def confidence(values):
     """Return the mean and the half-width of the 95 % interval, 1.96·std/√n (population std, as published)."""
-    values = np.asarray(values, dtype=np.float64)
-    return float(values.mean()), float(1.96 * values.std() / np.sqrt(len(values)))
+    return float(np.mean(values)), float(1.96 * np.std(values) / len(values) ** 0.5)

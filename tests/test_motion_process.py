@@ -166,7 +166,7 @@ def test_where_a_clip_starts_and_faces_does_not_matter():
 
 def test_retargeting_gives_the_target_lengths_and_keeps_directions():
     joints = random_clip(5) * 1.3
-    result = retarget(joints, T2M, np.array(T2M.bone_lengths))
+    result = retarget(joints, T2M)
     for child, parent in enumerate(T2M.parents):
         if parent >= 0:
             bone, before = result[:, child] - result[:, parent], joints[:, child] - joints[:, parent]

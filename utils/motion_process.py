@@ -13,20 +13,18 @@ HEADING_SIGMA = 20  # frames over which the heading is smoothed
 
 # joints to features
 
-def extract_features(joints, dataname, bone_lengths=None):
+def extract_features(joints, dataname):
     """Return the features (T - 1, D) float32 of joint positions (T, J, 3), D = 263 (t2m) or 251 (kit).
 
     joints: y up, in the data set's unit (t2m: metres, kit: millimetres) and at its frame rate, T ≥ 2.
-    bone_lengths: (J,) of the skeleton to retarget to; None takes the data set's, or the clip's own (kit).
     Features: root, local positions, rotations, velocities, contacts. Raises ValueError for another shape.
     """
     spec = get_spec(dataname)
     joints = np.asarray(joints, np.float64)
     if joints.ndim != 3 or joints.shape[1:] != (spec.joints, 3) or len(joints) < 2:
         raise ValueError(f"joints have shape {joints.shape}, expected (T, {spec.joints}, 3), T of at least 2")
-    bone_lengths = spec.bone_lengths if bone_lengths is None else bone_lengths
-    if bone_lengths is not None:
-        joints = retarget(joints, spec, np.asarray(bone_lengths))
+    if spec.bone_lengths:
+        joints = retarget(joints, spec)
     joints = joints - UP * joints[..., 1].min()                                 # stand on the floor
     joints = joints - joints[0, 0] * (1, 0, 1)                                  # start at the origin
     right_hip, left_hip, right_shoulder, left_shoulder = joints[:1, spec.face_joints].swapaxes(0, 1)
@@ -44,16 +42,15 @@ def extract_features(joints, dataname, bone_lengths=None):
     return np.concatenate([part.reshape(len(step), -1) for part in parts], 1).astype(np.float32)
 
 
-def retarget(joints, spec, bone_lengths):
-    """Return a clip (T, J, 3) with other bone lengths (J,). Every bone keeps its direction.
+def retarget(joints, spec):
+    """Return a clip (T, J, 3) with the data set's bone lengths. Every bone keeps its direction.
 
     The root moves by the ratio of the leg lengths in the first frame.
     """
-    bones = _bones(joints, spec)
+    bones, target, leg = _bones(joints, spec), np.array(spec.bone_lengths), list(spec.leg)
     length = _length(bones)                             # (T, J, 1)
-    leg = list(spec.leg)
-    bones = bones / np.maximum(length, 1e-12) * bone_lengths[:, None]
-    result = joints * (bone_lengths[leg].sum() / length[0, leg].sum())
+    bones = bones / np.maximum(length, 1e-12) * target[:, None]
+    result = joints * (target[leg].sum() / length[0, leg].sum())
     for chain in spec.chains:
         for parent, child in zip(chain, chain[1:]):
             result[:, child] = result[:, parent] + bones[:, child]
@@ -89,8 +86,7 @@ def _bones(joints, spec):
 def between(u, v):
     """Return the shortest rotation from directions u to v, (…, 3) each, as unit quaternions (…, 4)."""
     u, v = np.broadcast_arrays(*(a / np.maximum(_length(a), 1e-12) for a in (u, v)))
-    (a, b, c), (x, y, z) = (tuple(m[..., i] for i in range(3)) for m in (u, v))
-    q = np.stack([1 + a * x + b * y + c * z, b * z - c * y, c * x - a * z, a * y - b * x], -1)
+    q = np.concatenate([1 + (u * v).sum(-1, keepdims=True), np.cross(u, v)], -1)
     opposite = q[..., 0] < 1e-9     # half a turn: about an axis across u
     across = np.cross(u[opposite], np.where(np.abs(u[opposite, :1]) < 0.9, (1.0, 0, 0), (0, 1.0, 0)))
     q[opposite] = np.insert(across, 0, 0, -1)
@@ -131,10 +127,8 @@ def to_6d(q):
 
 def swap_sides(joints, spec):
     """Exchange the left joints of a clip (T, J, 3) with the right ones."""
-    swap = {"left": "right", "right": "left"}
-    parts = [name.partition("_") for name in spec.joint_names]
-    other = [spec.joint_names.index(swap.get(side, side) + rest + name) for side, rest, name in parts]
-    return joints[:, other]
+    swap, parts = {"left": "right", "right": "left"}, [name.split("_") for name in spec.joint_names]
+    return joints[:, [parts.index([swap.get(side, side), *rest]) for side, *rest in parts]]
 
 
 def mirror(joints, spec):
@@ -143,31 +137,30 @@ def mirror(joints, spec):
 
 
 def group_statistics(clips, spec):
-    """Return mean and std, (D,) float32 each, of clips of (T, D). The std is averaged within a feature group.
+    """Return mean and std, (D,) float32 each, of clips (T, D). The std is averaged within a feature group.
 
     clips: an array (F, D) or an iterable of arrays, read once. A group that never changes gets a std of 1.
     Raises ValueError when there is no frame.
     """
-    count, mean, square = 0, np.zeros(spec.width), np.zeros(spec.width)
+    count, total, square, origin = 0, 0, 0, None
     for clip in filter(len, (clips,) if isinstance(clips, np.ndarray) else clips):
-        clip = np.asarray(clip, np.float64)
-        own, share = clip.mean(0), len(clip) / (count + len(clip))
-        # pairwise, so that no large sums are subtracted
-        square += np.square(clip - own).sum(0) + np.square(own - mean) * count * share
-        mean += (own - mean) * share
+        origin = np.asarray(clip[0], np.float64) if origin is None else origin
         count += len(clip)
+        total += (clip - origin).sum(0)
+        square += np.square(clip - origin).sum(0)  # from the first frame: no large sums
     if not count:
         raise ValueError("no frame to take statistics of")
-    std = np.sqrt(square / count)
+    mean = total / count
+    std = np.sqrt(np.maximum(square / count - mean ** 2, 0))
     for part in spec.slices.values():
         std[part] = std[part].mean()
     std[std < 1e-8] = 1
-    return mean.astype(np.float32), std.astype(np.float32)
+    return (origin + mean).astype(np.float32), std.astype(np.float32)
 
 
 def describe_statistics(std):
     """Return which published variant a std (D,) is: "evaluator", "data set", or "unknown"."""
-    contacts = np.max(std[-4:])     # of a data set: 0.3 to 0.5, 1 where they never change; 25 times smaller
+    contacts = np.max(std[-4:])     # a data set's: 0.3 to 0.5, 1 where they never change; 25 times smaller
     if 0.06 <= contacts <= 1:
         return "data set"
     return "evaluator" if 0.002 <= contacts < 0.06 else "unknown"
@@ -187,10 +180,9 @@ def weigh_root_and_contacts(std, spec, bias):
 # features to joints; torch is imported here, for extraction does without
 
 def recover_root(data):
-    """Return the heading and the root path of features (…, T, D), de-normalised.
+    """Return cosine and sine of half the heading (…, T), and root positions (…, T, 3), of features (…, T, D).
 
-    The heading is the cosine and sine of half the angle about y, (…, T) each; the root position is (…, T, 3).
-    Source: HumanML3D `recover_root_rot_pos`.
+    The features are de-normalised. Source: HumanML3D `recover_root_rot_pos`.
     """
     import torch
     yaw_step, step_x, step_z = torch.nn.functional.pad(data[..., :-1, :3], (0, 0, 1, 0)).unbind(-1)
@@ -209,13 +201,10 @@ def _unturn(cos, sin, x, z):
 def recover_from_ric(data, joints_num):
     """Return joint positions (…, T, joints_num, 3) of features (…, T, D), in the data set's unit.
 
-    The features are de-normalised. Raises ValueError for other than 22 or 21 joints.
-    Source: HumanML3D `recover_from_ric`.
+    The features are de-normalised; joints_num: 22 or 21. Source: HumanML3D `recover_from_ric`.
     """
     import torch
-    spec = next((spec for spec in SPECS.values() if spec.joints == joints_num), None)
-    if spec is None:
-        raise ValueError(f"joints_num is {joints_num}; features are defined for 22 (t2m) and 21 (kit) joints")
+    spec = get_spec({22: "t2m", 21: "kit"}[joints_num])
     cos, sin, root = recover_root(data)
     local = data[..., spec.slices["positions"]].unflatten(-1, (joints_num - 1, 3))
     x, z = _unturn(cos[..., None], sin[..., None], local[..., 0], local[..., 2])
@@ -226,13 +215,12 @@ def recover_from_ric(data, joints_num):
 def normalisation_problem(normalised, shift=0.5, factor=2.0):
     """Say how normalised frames (F, D) miss mean 0 and std 1, or return None where they do not.
 
-    An entry is off when its mean lies more than `shift` from 0, or the average std of its feature group
-    outside [1 / factor, factor]. More than a quarter of the entries off is a problem.
+    More than a quarter of the entries must be off: the mean by more than `shift`, or the average std of the
+    feature group outside [1 / factor, factor].
     """
     normalised = np.asarray(normalised, np.float64)
     mean, std = normalised.mean(0), normalised.std(0)
-    spec = next((spec for spec in SPECS.values() if spec.width == len(mean)), None)
-    for part in spec.slices.values() if spec else ():
+    for part in next(spec for spec in SPECS.values() if spec.width == len(mean)).slices.values():
         std[part] = std[part].mean()
     miss = np.maximum(np.abs(mean) / shift, np.abs(np.log(np.maximum(std, 1e-12))) / np.log(factor))
     off, worst = int((miss > 1).sum()), int(miss.argmax())

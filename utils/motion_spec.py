@@ -4,6 +4,7 @@ Sources: HumanML3D (arXiv 2212.04048; its notebook `motion_representation`), T2M
 """
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 
 UNIT_LENGTH = 4          # clips are evaluated at a multiple of four frames: one code is four frames
 MAX_EVAL_FRAMES = 200    # evaluation takes clips shorter than this
@@ -24,8 +25,7 @@ class MotionSpec:
     raw_offsets: tuple       # (J, 3) unit direction of each bone in the rest pose
     bone_lengths: tuple      # (J,) of the target skeleton in that unit; None: a clip keeps its own
     face_joints: tuple       # right hip, left hip, right shoulder, left shoulder
-    left_feet: tuple         # ankle, toe
-    right_feet: tuple
+    feet: tuple              # left ankle, left toe, right ankle, right toe, as in the contact features
     leg: tuple               # the two joints whose bones give the leg-length ratio
     contact_threshold: float  # squared displacement per frame, in that unit, below which a foot is in contact
     min_eval_frames: int     # evaluation takes clips of at least this length
@@ -43,33 +43,22 @@ class MotionSpec:
         others = self.joints - 1
         sizes = dict(yaw=1, root_xz=2, height=1, positions=3 * others, rotations=6 * others,
                      velocities=3 * self.joints, contacts=4)
-        slices, start = {}, 0
-        for name, size in sizes.items():
-            slices[name] = slice(start, start + size)
-            start += size
-        return slices
+        ends = accumulate(sizes.values())
+        return {name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends)}
 
     @cached_property
     def parents(self):
         """(J,) parent of each joint; -1 for the root."""
-        parents = [-1] * self.joints
-        for chain in self.chains:
-            for parent, child in zip(chain, chain[1:]):
-                parents[child] = parent
-        return tuple(parents)
-
-    @property
-    def feet(self):
-        """The four contact joints, in the order of the contact features: left, left, right, right."""
-        return self.left_feet + self.right_feet
+        parents = {child: parent for chain in self.chains for parent, child in zip(chain, chain[1:])}
+        return tuple(parents.get(joint, -1) for joint in range(self.joints))
 
 
 T2M = MotionSpec(
     name="t2m", joints=22, fps=20.0, unit=1.0,
-    joint_names=("pelvis", "left_hip", "right_hip", "spine1", "left_knee", "right_knee", "spine2",
-                 "left_ankle", "right_ankle", "spine3", "left_foot", "right_foot", "neck", "left_collar",
-                 "right_collar", "head", "left_shoulder", "right_shoulder", "left_elbow", "right_elbow",
-                 "left_wrist", "right_wrist"),
+    joint_names=tuple(
+        "pelvis left_hip right_hip spine1 left_knee right_knee spine2 left_ankle right_ankle spine3 "
+        "left_foot right_foot neck left_collar right_collar head left_shoulder right_shoulder left_elbow "
+        "right_elbow left_wrist right_wrist".split()),
     chains=((0, 2, 5, 8, 11), (0, 1, 4, 7, 10), (0, 3, 6, 9, 12, 15), (9, 14, 17, 19, 21),
             (9, 13, 16, 18, 20)),
     raw_offsets=((0, 0, 0), (1, 0, 0), (-1, 0, 0), UP, DOWN, DOWN, UP, DOWN, DOWN, UP, AHEAD, AHEAD, UP,
@@ -77,7 +66,7 @@ T2M = MotionSpec(
     bone_lengths=(0, .103074, .109883, .131568, .393623, .390188, .143190, .432433, .425643, .057365, .143382,
                   .149419, .219360, .137487, .143383, .103039, .131614, .122984, .256840, .263092, .266012,
                   .269876),
-    face_joints=(2, 1, 17, 16), left_feet=(7, 10), right_feet=(8, 11), leg=(5, 8), contact_threshold=0.002,
+    face_joints=(2, 1, 17, 16), feet=(7, 10, 8, 11), leg=(5, 8), contact_threshold=0.002,
     min_eval_frames=40, data_root="dataset/HumanML3D",
     meta_dirs=("checkpoints/t2m/VQVAEV3_CB1024_CMT_H1024_NRES3/meta", "checkpoints/t2m/Comp_v6_KLD005/meta"))
 
@@ -90,7 +79,7 @@ KIT = MotionSpec(
     raw_offsets=((0, 0, 0), UP, UP, UP, UP, (1, 0, 0), DOWN, DOWN, (-1, 0, 0), DOWN, DOWN, (1, 0, 0), DOWN,
                  DOWN, AHEAD, AHEAD, (-1, 0, 0), DOWN, DOWN, AHEAD, AHEAD),
     bone_lengths=None,
-    face_joints=(11, 16, 5, 8), left_feet=(19, 20), right_feet=(14, 15), leg=(17, 18), contact_threshold=0.05,
+    face_joints=(11, 16, 5, 8), feet=(19, 20, 14, 15), leg=(17, 18), contact_threshold=0.05,
     min_eval_frames=24, data_root="dataset/KIT-ML",
     meta_dirs=("checkpoints/kit/VQVAEV3_CB1024_CMT_H1024_NRES3/meta", "checkpoints/kit/Comp_v6_KLD005/meta"))
 
