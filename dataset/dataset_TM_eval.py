@@ -15,22 +15,22 @@ def read_captions(path):
     """Read the lines `caption#word/POS word/POS#from#to` of a text file.
 
     Returns (captions, problems): captions a list of (text, tokens, from, to), times in seconds, 0 and 0 for
-    the whole clip; problems a message for each unusable line, with file and line.
+    the whole clip; problems a message for each unusable line.
     """
     captions, problems = [], []
     try:
         lines = read_text(path, "captions").splitlines()
     except UserError as error:
         return captions, [str(error)]
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(map(str.strip, lines), 1):
         try:
-            text, tokens, *times = line.strip().split("#")
+            text, tokens, *times = line.split("#")
             start, end = (0.0 if np.isnan(time) else time for time in map(float, times))
             if not 0 <= start <= end < np.inf:
                 raise ValueError
             captions.append((text, tokens.split(), start, end))
         except ValueError:
-            if line.strip():
+            if line:
                 problems.append(f"{path}, line {number}: expected caption#word/POS …#from#to, in seconds")
     return captions, problems
 
@@ -41,36 +41,32 @@ def load_captioned(clips, folder, spec, vectorizer):
     clips: of `load_split`. folder: of ID.txt files. Clips of min_eval_frames ≤ T < 200 are taken. Captions of
     the whole clip share an entry; a caption with times makes an entry of its own, under the same bounds.
     Returns a namespace: `clip` (m,) index into clips.names, `start` (m,) first row in clips.frames, `length`
-    (m,) frames, `first` and `count` (m,) its captions; of the captions `rows` and `tags` (C, 22) int64,
-    `tokens` (C,) lengths with the two marks, and `texts`; `problems` messages.
+    (m,) frames, `first` and `count` (m,) its captions; of the captions `rows` and `tags` (C, 22) int64, and
+    `tokens` (C,) lengths with the two marks; `problems` messages.
     """
-    entries, texts, encoded, problems = [], [], [], []
-    lengths = np.diff(clips.offsets)
+    entries, encoded, problems, lengths = [], [], [], np.diff(clips.offsets)
     for clip in np.flatnonzero((lengths >= spec.min_eval_frames) & (lengths < MAX_EVAL_FRAMES)):
         captions, bad = read_captions(Path(folder, f"{clips.names[clip]}.txt"))
         problems += bad
-        length = int(lengths[clip])
-        whole = [caption for caption in captions if caption[2] == caption[3] == 0]
-        pieces = [[caption] for caption in captions if caption not in whole]
-        for group in (whole, *pieces) if whole else pieces:
-            times = (0, length) if group is whole else (int(time * spec.fps) for time in group[0][2:])
-            low, high, _ = slice(*times).indices(length)
-            if spec.min_eval_frames <= high - low < MAX_EVAL_FRAMES:
-                entries.append((clip, clips.offsets[clip] + low, high - low, len(texts), len(group)))
-                texts += [text for text, *_ in group]
-                encoded += [vectorizer.encode(tokens) for _, tokens, *_ in group]
+        groups = [([tokens for _, tokens, *times in captions if not any(times)], slice(None))]
+        groups += [([tokens], slice(int(start * spec.fps), int(end * spec.fps)))
+                   for _, tokens, start, end in captions if start or end]
+        for group, part in groups:
+            low, high, _ = part.indices(int(lengths[clip]))
+            if group and spec.min_eval_frames <= high - low < MAX_EVAL_FRAMES:
+                entries.append((clip, clips.offsets[clip] + low, high - low, len(encoded), len(group)))
+                encoded += map(vectorizer.encode, group)
     clip, start, length, first, count = np.array(entries, np.int64).reshape(-1, 5).T
     rows, tags, tokens = (np.array([code[i] for code in encoded], np.int64) for i in range(3))
     return SimpleNamespace(clip=clip, start=start, length=length, first=first, count=count, rows=rows,
-                           tags=tags, tokens=tokens, texts=texts, problems=problems)
+                           tags=tags, tokens=tokens, problems=problems)
 
 
 def draw(captioned, rng, batch=BATCH):
     """Draw one pass of the published protocol: (entry, caption, start, length), (m,) int64 each.
 
-    rng: NumPy Generator; nothing else is random. Entries are shuffled, the last partial batch is dropped.
-    Each gets one of its captions, a length cut to a multiple of four (with probability 1/3 to one unit
-    less), and a random first frame.
+    Entries are shuffled, the last partial batch is dropped. Each gets one of its captions, a length cut to a
+    multiple of four (with probability 1/3 to one unit less), and a random first frame.
     """
     entry = rng.permutation(len(captioned.clip))[:len(captioned.clip) // batch * batch]
     caption = captioned.first[entry] + rng.integers(captioned.count[entry])

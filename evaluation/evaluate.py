@@ -107,7 +107,7 @@ def evaluate_clips(net, clips, full=False, loss="l1_smooth", batch_frames=BATCH_
 
 def _sum_clips(net, x, out, loss, full):
     """Return sums over time of normalised clips x (N, T, D) and reconstructions: {name: (N,) or (N, ·)}."""
-    spec, scale = net.spec, metrics.mm_per_unit(net.mean)
+    spec, scale = net.spec, 1000 * net.spec.unit
     mean, std = (torch.as_tensor(np.asarray(a)).to(x) for a in (net.mean, net.std))
     real, pred = (scale * recover_from_ric(y * std + mean, spec.joints) for y in (x, out))  # (N, T, J, 3), mm
     error = pred - real
@@ -116,15 +116,15 @@ def _sum_clips(net, x, out, loss, full):
                 mpjpe_global=joint_global.mean(1), joint=joint, joint_global=joint_global)
     if not full:
         return sums
-    velocity, feet = metrics.difference(error, 1), spec.slices["contacts"]
+    velocity, feet = error.diff(dim=1), spec.slices["contacts"]
     planted = (x[..., feet] * std[feet] + mean[feet] > 0.5)[:, :-1]  # to the next frame
     sums.update(pa_mpjpe=metrics.length(metrics.procrustes_align(pred, real) - real).mean(-1).sum(1),
                 velocity_error=metrics.length(velocity).mean(-1).sum(1),
-                acceleration_error=metrics.length(metrics.difference(velocity, 1)).mean(-1).sum(1),
+                acceleration_error=metrics.length(velocity.diff(dim=1)).mean(-1).sum(1),
                 root_drift=metrics.length(error[:, -1, 0]), contacts=planted.sum((1, 2)))
     for end, joints in (("", pred), ("_real", real)):
         slide = metrics.foot_slide(joints, spec.feet) * planted
-        sums[f"jerk{end}"] = metrics.length(metrics.difference(joints, 3)).mean(-1).sum(1)
+        sums[f"jerk{end}"] = metrics.length(joints.diff(3, dim=1)).mean(-1).sum(1)
         sums[f"skating{end}"] = (slide * spec.fps / 1000 > metrics.SKATE_SPEED).sum((1, 2))
         sums[f"slide{end}"] = slide.sum((1, 2))
         sums[f"penetration{end}"] = metrics.foot_penetration(joints, spec.feet).sum(1)

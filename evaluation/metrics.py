@@ -5,11 +5,6 @@ import torch
 SKATE_SPEED = 0.5  # m/s over the floor; a foot in contact that is faster skates (as in GMD, arXiv 2305.12577)
 
 
-def mm_per_unit(mean):
-    """Return 1000 for data in metres, 1 for KIT-ML's millimetres, told by the mean root height mean[3]."""
-    return 1.0 if mean[3] > 20 else 1000.0
-
-
 # joints
 
 def root_align(joints):
@@ -58,14 +53,9 @@ def procrustes_align(pred, real):
     return p @ (scale[..., None, None] * rotation) + real_centre
 
 
-def difference(joints, order):
-    """Return the finite difference over time, (…, T - order, J, 3): 1 velocity, 2 acceleration, 3 jerk."""
-    return torch.diff(joints, n=order, dim=-3)
-
-
 def foot_slide(joints, feet):
     """Return how far each foot joint moves over the floor to the next frame, (…, T - 1, len(feet))."""
-    step = difference(joints[..., list(feet), :], 1)
+    step = joints[..., list(feet), :].diff(dim=-3)
     return torch.hypot(step[..., 0], step[..., 2])
 
 
@@ -79,7 +69,7 @@ def kinetic_features(joints, fps):
 
     joints (…, T, J, 3) in metres. Source: Onuma et al. 2008, as for dance in AIST++ (arXiv 2101.08779).
     """
-    velocity, acceleration = difference(joints, 1) * fps, difference(joints, 2) * fps ** 2
+    velocity, acceleration = joints.diff(dim=-3) * fps, joints.diff(2, dim=-3) * fps ** 2
     ground = velocity[..., 0] ** 2 + velocity[..., 2] ** 2
     return torch.cat([ground.mean(-2), (velocity[..., 1] ** 2).mean(-2), length(acceleration).mean(-2)], -1)
 

@@ -17,7 +17,7 @@ def evaluate_text(net, clips, captioned, draws, extractors, seed=0, batch_frames
     net, clips: as for `evaluate_clips`. captioned: of `load_captioned`. draws: `draw(captioned, rng)` of each
     repetition. extractors: of `load_extractors`. seed: of the pairs that diversity measures.
     The numbers are means over the repetitions; with them come `intervals` {name: half-width of the 95 %
-    interval}, `repetitions`, `text_clips` in each and `diversity_pairs`. Each rank takes a share.
+    interval}, `repetitions`, `text_clips` and `diversity_pairs`. Each rank takes a share.
     Raises UserError where fewer clips than one batch of 32 have captions.
     """
     m, unit = len(draws[0][0]), 2 ** net.down_t

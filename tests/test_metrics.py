@@ -91,14 +91,6 @@ def test_procrustes_of_a_point_is_finite():
     assert torch.isfinite(metrics.procrustes_align(torch.zeros(1, 4, 22, 3), torch.ones(1, 4, 22, 3))).all()
 
 
-def test_differences_of_a_cubic():
-    t = torch.arange(10.0, dtype=torch.float64)
-    joints = (t ** 3)[:, None, None].expand(10, 22, 3)
-    torch.testing.assert_close(metrics.difference(joints, 1)[:, 0, 0], 3 * t[:-1] ** 2 + 3 * t[:-1] + 1)
-    torch.testing.assert_close(metrics.difference(joints, 3),
-                               torch.full((7, 22, 3), 6.0, dtype=torch.float64))
-
-
 def test_a_foot_slides_by_what_it_moves_over_the_floor():
     joints = torch.zeros(1, 5, 22, 3)
     joints[:, :, 7, 0] = 3.0 * torch.arange(5)
@@ -123,10 +115,6 @@ def test_kinetic_features_of_uniform_motion():
     expected = torch.cat([torch.full((22,), 4.0), torch.full((22,), 16.0), torch.zeros(22)])
     torch.testing.assert_close(metrics.kinetic_features(joints, 20), expected.expand(2, 66), atol=2e-3,
                                rtol=1e-4)
-
-
-def test_units_are_told_by_the_root_height():
-    assert metrics.mm_per_unit([0, 0, 0, 0.93]) == 1000 and metrics.mm_per_unit([0, 0, 0, 930.0]) == 1
 
 
 @pytest.mark.parametrize("counts, expected", [([5, 5, 5, 5], 4), ([7, 0, 0], 1), ([0, 0], 0),

@@ -161,7 +161,7 @@ def test_embeddings_equal_the_protocol_spelled_out(setting):
             x = torch.from_numpy(clips.frames[start:start + length])
             np.testing.assert_allclose(real[i], embed_clip(saved, x), atol=1e-5)
             np.testing.assert_allclose(pred[i], embed_clip(saved, setting.net(x[None])[0][0]), atol=1e-5)
-        captions = np.arange(len(setting.captioned.texts))
+        captions = np.arange(len(setting.captioned.tokens))
         embedded = _embed_text(setting.captioned, captions, extractors)
         every = [line.split("#")[1].split() for clip in setting.clips.names for line in setting.lines[clip]]
         for row, tokens in zip(embedded, every):
