@@ -31,7 +31,7 @@ from utils.motion_spec import get_spec
 
 
 def in_turn(device, rounds, first, second):
-    """Call two functions in turn. Return the medians of the second's seconds over the first's, and of them."""
+    """Call two functions in turn. Return the medians of the second's time over the first's, and of it."""
     wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.type, lambda: None)
     seconds = []
     for function in [first, second] * (rounds + 1):

@@ -1,7 +1,9 @@
 """Joints out to animation tools: inverse kinematics onto one clean skeleton, written as BVH."""
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from utils.files import atomic_write
+from utils.motion_process import between
 from visualize.skeleton import bones, check_joints, unit_in_metres
 
 CM = 100.0          # BVH has no unit; centimetres are what most tools expect
@@ -38,8 +40,8 @@ def solve_skeleton(joints, spec):
     return offsets, rotations, cleaned
 
 
-def write_bvh(path, joints, spec, fps=None):
-    """Write joints (T, J, 3), metres or millimetres, as BVH in centimetres, y up. fps None: the data set's.
+def write_bvh(path, joints, spec):
+    """Write joints (T, J, 3), metres or millimetres, as BVH in centimetres, y up.
 
     The root has position and rotation channels, every other joint rotations, in the order Z, X, Y.
     Returns the joints that the file holds, (T, J, 3) in metres. Raises UserError for joints not finite.
@@ -49,7 +51,7 @@ def write_bvh(path, joints, spec, fps=None):
     _hierarchy(0, "", offsets * CM, spec, order, lines)
     angles = euler_zxy(rotations[:, order])                               # (T, J, 3)
     rows = np.concatenate([cleaned[:, 0] * CM, angles.reshape(len(angles), -1)], 1)
-    lines += ["MOTION", f"Frames: {len(rows)}", f"Frame Time: {1 / (fps or spec.fps):.8f}"]
+    lines += ["MOTION", f"Frames: {len(rows)}", f"Frame Time: {1 / spec.fps:.8f}"]
     lines += [" ".join(f"{value:.5f}" for value in row) for row in rows.tolist()]
     with atomic_write(path) as file:
         file.write(("\n".join(lines) + "\n").encode("ascii"))
@@ -58,12 +60,8 @@ def write_bvh(path, joints, spec, fps=None):
 
 def euler_zxy(rotations):
     """Return degrees (T, …, 3) about z, x, y of matrices (T, …, 3, 3) = Rz·Rx·Ry, without jumps of 360°."""
-    r = np.moveaxis(rotations, (-2, -1), (0, 1))
-    x = np.arcsin(np.clip(r[2, 1], -1, 1))
-    locked = np.abs(r[2, 1]) > 1 - 1e-10                                  # z and y share an axis: z gets all
-    z = np.where(locked, np.arctan2(r[1, 0], r[0, 0]), np.arctan2(-r[0, 1], r[1, 1]))
-    y = np.where(locked, 0, np.arctan2(-r[2, 0], r[2, 2]))
-    return np.degrees(np.unwrap(np.stack([z, x, y], -1), axis=0))
+    angles = Rotation.from_matrix(rotations.reshape(-1, 3, 3)).as_euler("ZXY", degrees=True)
+    return np.unwrap(angles.reshape(rotations.shape[:-1]), axis=0, period=360)
 
 
 def _children(joint, spec):
@@ -121,19 +119,5 @@ def _best_rotation(offsets, aims):
 
 
 def _smallest_rotation(offset, aims):
-    """Return the smallest rotations (T, 3, 3) from one offset (1, 3) to aims (T, 1, 3).
-
-    Two half turns make one: about the offset, then about the middle of offset and aim.
-    """
-    b = _unit(aims[:, 0])
-    a = np.broadcast_to(_unit(offset), b.shape).copy()
-    still = ~(a.any(-1) & b.any(-1))                                       # a bone without length
-    a[still] = b[still] = (0, 1.0, 0)
-    side = np.cross(a, np.eye(3)[np.abs(a).argmin(-1)])                    # any axis at right angles
-    folded = np.linalg.norm(a + b, axis=-1, keepdims=True) < 1e-6
-    return _half_turn(np.where(folded, side, a + b)) @ _half_turn(a)
-
-
-def _half_turn(axis):
-    axis = _unit(axis)
-    return 2 * axis[:, :, None] * axis[:, None] - np.eye(3)
+    """Return the smallest rotations (T, 3, 3) that turn offset (1, 3) towards aims (T, 1, 3)."""
+    return Rotation.from_quat(np.roll(between(offset, aims[:, 0]), -1, -1)).as_matrix()

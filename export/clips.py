@@ -8,7 +8,7 @@ from export.bvh import write_bvh
 from utils.errors import UserError
 from utils.files import atomic_write, load_array, save_array
 from utils.motion_process import recover_from_ric
-from utils.motion_spec import SPECS
+from utils.motion_spec import KIT, T2M
 from visualize.draw import gif_bytes
 
 SUFFIX = {"features": ".npy", "joints": ".npy", "gif": ".gif", "bvh": ".bvh"}
@@ -16,10 +16,9 @@ SUFFIX = {"features": ".npy", "joints": ".npy", "gif": ".gif", "bvh": ".bvh"}
 
 def require_folder(out):
     """Raise UserError where `out` is, or lies below, a file."""
-    out = Path(out).absolute()
-    there = next(path for path in (out, *out.parents) if path.exists())
-    if not there.is_dir():
-        raise UserError(f"{there}: is a file; name a folder with --out")
+    for path in (Path(out), *Path(out).parents):
+        if path.is_file():
+            raise UserError(f"{path}: is a file; name a folder with --out")
 
 
 def find_arrays(path):
@@ -36,8 +35,7 @@ def find_arrays(path):
 def read_motion(path):
     """Read raw features (T, D) or joints (T, J, 3), in the data set's unit: (float32 array, MotionSpec)."""
     motion = load_array(path)
-    shapes = {shape: spec for spec in reversed(SPECS.values())
-              for shape in ((spec.width,), (spec.joints, 3))}
+    shapes = {shape: spec for spec in (T2M, KIT) for shape in ((spec.width,), (spec.joints, 3))}
     if motion.dtype.kind != "f" or motion.ndim < 2 or not len(motion) or motion.shape[1:] not in shapes:
         raise UserError(f"{path}: {motion.dtype} of shape {motion.shape}; expected float features (T, 263), "
                         "(T, 251), or joints (T, 22, 3), (T, 21, 3)")
@@ -71,9 +69,9 @@ def plan_outputs(out, sources, kind, overwrite):
     require_folder(out)
     targets = {name: Path(out, f"{name}{SUFFIX[kind]}") for name in sources}
     there = [name for name, target in targets.items() if target.exists()]
-    if any(targets[name].samefile(sources[name]) for name in there):
-        raise UserError(f"{out}: the output would replace what it is made of; name another folder with --out")
-    if there and not overwrite:
-        raise UserError(f"{targets[there[0]]}: is there already ({len(there)} of {len(targets)} files are); "
-                        "name another folder with --out, or replace with --overwrite")
+    own = any(targets[name].samefile(sources[name]) for name in there)
+    if own or (there and not overwrite):
+        found = f"is there already ({len(there)} of {len(targets)} files are)"
+        wrong, more = ("would replace what it is made of", "") if own else (found, ", or give --overwrite")
+        raise UserError(f"{targets[there[0]]}: {wrong}; name another folder with --out{more}")
     return targets

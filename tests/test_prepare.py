@@ -103,7 +103,7 @@ def test_a_leading_pose_is_found_and_a_start_in_motion_is_not():
 
 def test_bvh_and_joints_give_the_same_features(tmp_path):
     joints = random_clip(3, frames=50)
-    held = write_bvh(tmp_path / "clip.bvh", joints, T2M, fps=20)
+    held = write_bvh(tmp_path / "clip.bvh", joints, T2M)
     clip, found = read_clip(tmp_path / "clip.bvh", Reading())
     assert found.pop("map")["left_knee"] == "left_knee"
     floor = "sinks by over 0.3 m, put on the floor"
