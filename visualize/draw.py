@@ -34,26 +34,6 @@ def fitting_font(text, size, width):
     return font(size * min(1, width / max(1, font(size).getlength(text))))
 
 
-class Camera:
-    """A camera at a fixed angle that follows the root of joints (T, J, 3) in metres."""
-
-    def __init__(self, joints, height, floor, size, fps):
-        self.rotation = Rotation.from_euler("yx", (-AZIMUTH, ELEVATION), degrees=True).as_matrix()
-        self.distance, self.size, self.focal = DISTANCE * height, size, 1
-        self.target = gaussian_filter1d(joints[:, 0], 0.4 * fps, 0, mode="nearest", truncate=3)
-        self.target[:, 1] = floor + 0.5 * max(0.95 * height, joints[..., 1].max() - floor)
-        # everything in view, within limits: a stray joint must not shrink the body to a dot
-        reach = np.abs(self.project(joints)[0] - size / 2).max() * self.distance
-        self.focal = 0.43 * size * self.distance / np.clip(reach, 0.56 * height, 1.2 * height)
-
-    def project(self, points, frame=...):
-        """Return pixels (…, 2) and depths (…) of points (n, 3) in one frame, or of points (T, n, 3)."""
-        view = (points - self.target[:, None][frame]) @ self.rotation.T
-        depth = self.distance - view[..., 2]
-        scale = self.focal / np.maximum(depth, 0.1 * self.distance)
-        return self.size / 2 + view[..., :2] * np.stack([scale, -scale], -1), depth
-
-
 def grid_lines(centre, radius, floor):
     """Return chords of the ground disc along x and z at multiples of GRID_METRES, (n, 2, 3)."""
     lines = []
@@ -77,23 +57,40 @@ class Figure:
     def __init__(self, joints, title, spec, size, beside=None):
         self.contacts = skeleton.foot_contacts(joints, spec)
         self.joints = joints = joints * skeleton.unit_in_metres(joints, spec)
-        self.fps, self.size = spec.fps, size * OVER
+        self.fps, self.size, self.paths = spec.fps, size * OVER, [(joints[:, 0], TRAIL)]
         self.height = beside.height if beside else skeleton.body_height(joints, spec)
         self.floor = beside.floor if beside else skeleton.floor_height(joints, self.height)
-        self.camera = camera = Camera(joints, self.height, self.floor, self.size, spec.fps)
-        self.paths = [(joints[:, 0], TRAIL)]
+        self.aim_camera()
         if beside:
-            camera.focal, camera.target[:, 1] = beside.camera.focal, beside.camera.target[0, 1]
+            self.focal, self.target[:, 1] = beside.focal, beside.target[0, 1]
             self.paths.insert(0, (beside.joints[:, 0], GHOST))
-        self.pixels, depth = camera.project(joints)
+        self.pixels, depth = self.project(joints)
         children, parents = np.array(skeleton.bones(spec)).T
         self.segments = np.concatenate([self.pixels[:, children], self.pixels[:, parents]], -1)
         self.order = np.argsort(-(depth[:, children] + depth[:, parents]), axis=1)  # far bones first
         self.colours = [SIDES.get(name.split("_")[0], SPINE) for name in np.take(spec.joint_names, children)]
         self.head = self.pixels[:, spec.joint_names.index("head")]
-        self.width = max(2, round(0.042 * self.height * camera.focal / camera.distance))
-        self.feet = camera.project(self.on_floor(joints[:, list(spec.feet)]))[0]
+        self.width = max(2, round(0.042 * self.height * self.focal / self.distance))
+        self.feet = self.project(self.on_floor(joints[:, list(spec.feet)]))[0]
         self.base = self.background(title)
+
+    def aim_camera(self):
+        """Let a camera at a fixed angle follow the root."""
+        joints, top = self.joints, max(0.95 * self.height, self.joints[..., 1].max() - self.floor)
+        self.rotation = Rotation.from_euler("yx", (-AZIMUTH, ELEVATION), degrees=True).as_matrix()
+        self.target = gaussian_filter1d(joints[:, 0], 0.4 * self.fps, 0, mode="nearest", truncate=3)
+        self.target[:, 1] = self.floor + 0.5 * top
+        self.distance, self.focal = DISTANCE * self.height, 1
+        # everything in view, within limits: a stray joint must not shrink the body to a dot
+        reach = np.abs(self.project(joints)[0] - self.size / 2).max() * DISTANCE  # in skeleton heights
+        self.focal = 0.43 * self.size * DISTANCE / np.clip(reach, 0.56, 1.2)
+
+    def project(self, points, frame=...):
+        """Return pixels (…, 2) and depths (…) of points (n, 3) in one frame, or of points (T, n, 3)."""
+        view = (points - self.target[:, None][frame]) @ self.rotation.T
+        depth = self.distance - view[..., 2]
+        scale = self.focal / np.maximum(depth, 0.1 * self.distance)
+        return self.size / 2 + view[..., :2] * np.stack([scale, -scale], -1), depth
 
     def on_floor(self, points):
         """Return points (…, 3) moved down to the floor."""
@@ -104,23 +101,23 @@ class Figure:
         base = Image.new("RGB", (self.size, self.size), PAPER)
         draw, angle = ImageDraw.Draw(base), np.linspace(0, 2 * np.pi, 73)
         rim = np.stack([np.cos(angle), 0 * angle, np.sin(angle)], -1) * STAGE * self.height
-        rim = self.on_floor(rim + self.camera.target[0])
-        draw.polygon(self.camera.project(rim, 0)[0].reshape(-1).tolist(), fill=GROUND)
+        rim = self.on_floor(rim + self.target[0])
+        draw.polygon(self.project(rim, 0)[0].reshape(-1).tolist(), fill=GROUND)
         face = fitting_font(title, self.size / 17, self.size * 0.92)
         draw.text((self.size * 0.04, self.size * 0.03), title, fill=INK, font=face)
         return base
 
     def paint_ground(self, draw, frame):
         """Paint the grid, the paths so far within the disc, and the feet that stand."""
-        centre, radius = self.camera.target[frame], STAGE * self.height
-        lines = self.camera.project(grid_lines(centre, radius, self.floor), frame)[0]
+        centre, radius = self.target[frame], STAGE * self.height
+        lines = self.project(grid_lines(centre, radius, self.floor), frame)[0]
         for line in lines.reshape(-1, 4).tolist():
             draw.line(line, fill=GRID, width=OVER)
         for path, colour in self.paths:
             past = self.on_floor(path[frame::-max(1, frame // TRAIL_POINTS)])
             away = np.hypot(*(past - centre)[:, [0, 2]].T) > radius
             past = past[:np.argmax(away)] if away.any() else past
-            line = self.camera.project(past, frame)[0].reshape(-1).tolist()
+            line = self.project(past, frame)[0].reshape(-1).tolist()
             draw.line(line, fill=colour, width=2 * OVER)
         rx, ry = 1.3 * self.width, 0.6 * self.width
         for x, y in self.feet[frame, self.contacts[frame]].tolist():
