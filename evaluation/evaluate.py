@@ -111,7 +111,7 @@ def _sum_clips(net, x, out, loss, full):
     mean, std = (torch.as_tensor(np.asarray(a)).to(x) for a in (net.mean, net.std))
     real, pred = (scale * recover_from_ric(y * std + mean, spec.joints) for y in (x, out))  # (N, T, J, 3), mm
     error = pred - real
-    joint, joint_global = (metrics.length(e).sum(1) for e in (metrics.root_align(error), error))
+    joint, joint_global = (metrics.length(e).sum(1) for e in (error - error[:, :, :1], error))
     sums = dict(recons=LOSSES[loss](out, x, reduction="none").mean(-1).sum(1), mpjpe=joint.mean(1),
                 mpjpe_global=joint_global.mean(1), joint=joint, joint_global=joint_global)
     if not full:

@@ -5,13 +5,6 @@ import torch
 SKATE_SPEED = 0.5  # m/s over the floor; a foot in contact that is faster skates (as in GMD, arXiv 2305.12577)
 
 
-# joints
-
-def root_align(joints):
-    """Move the root of each frame (…, T, J, 3) to the origin; the heading stays."""
-    return joints - joints[..., :1, :]
-
-
 def length(vectors):
     """Return the Euclidean length of (…, 3), as (…)."""
     x, y, z = vectors.unbind(-1)  # three times as fast as torch.norm over so short an axis
@@ -74,8 +67,6 @@ def kinetic_features(joints, fps):
     return torch.cat([ground.mean(-2), (velocity[..., 1] ** 2).mean(-2), length(acceleration).mean(-2)], -1)
 
 
-# codes
-
 def code_perplexity(counts):
     """Return exp of the entropy of code counts (K,); 0 where nothing was counted."""
     counts = np.asarray(counts, dtype=np.float64)
@@ -83,18 +74,15 @@ def code_perplexity(counts):
     return float(np.exp(-(p * np.log(p)).sum())) if len(p) else 0.0
 
 
-# distributions and embeddings
-
 def gaussian(x):
     """Return the mean (E,) and unbiased covariance (E, E) of rows (n, E)."""
     return x.mean(0), np.cov(x, rowvar=False)
 
 
 def frechet_distance(mean_a, cov_a, mean_b, cov_b):
-    """Return the squared Fréchet distance of two Gaussians: ‖μa - μb‖² + tr(Σa + Σb - 2 (Σa Σb)^½).
+    """Return ‖μa - μb‖² + tr(Σa + Σb - 2 (Σa Σb)^½), the squared Fréchet distance (arXiv 1706.08500).
 
-    The trace of the root comes from the eigenvalues of the symmetric Σa^½ Σb Σa^½, so that singular
-    covariances (fewer clips than dimensions) give a number too. Source: arXiv 1706.08500.
+    The eigenvalues of the symmetric Σa^½ Σb Σa^½ give the trace of the root for singular covariances too.
     """
     values, vectors = np.linalg.eigh(cov_a)
     root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
@@ -115,8 +103,8 @@ def diversity(embeddings, pairs, rng):
 def retrieval(text, motion, batch=32, top=3):
     """Return R-precision top 1 … `top`, (top,), and the matching score of paired rows (n, E), n ≥ batch.
 
-    Each caption ranks the motions of its batch by distance; the score is the mean distance of the true pairs.
-    Batches are consecutive; the last partial one is left out.
+    Each caption ranks the motions of its batch, the last partial one left out, by distance; the score is the
+    mean distance of the true pairs.
     """
     whole, exact = len(text) // batch * batch, "donot_use_mm_for_euclid_dist"
     text, motion = (torch.from_numpy(x[:whole]).unflatten(0, (-1, batch)) for x in (text, motion))

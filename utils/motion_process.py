@@ -9,20 +9,17 @@ from utils.motion_spec import SPECS, get_spec
 
 UP, FORWARD = np.array([0.0, 1.0, 0.0]), np.array([0.0, 0.0, 1.0])
 HEADING_SIGMA = 20  # frames over which the heading is smoothed
+INVERSE = np.array([1, -1, -1, -1])  # times a unit quaternion
 
-
-# joints to features
 
 def extract_features(joints, dataname):
     """Return the features (T - 1, D) float32 of joint positions (T, J, 3), D = 263 (t2m) or 251 (kit).
 
     joints: y up, in the data set's unit (t2m: metres, kit: millimetres) and at its frame rate, T ≥ 2.
-    Features: root, local positions, rotations, velocities, contacts. Raises ValueError for another shape.
+    Features: root, local positions, rotations, velocities, contacts.
     """
     spec = get_spec(dataname)
     joints = np.asarray(joints, np.float64)
-    if joints.ndim != 3 or joints.shape[1:] != (spec.joints, 3) or len(joints) < 2:
-        raise ValueError(f"joints have shape {joints.shape}, expected (T, {spec.joints}, 3), T of at least 2")
     if spec.bone_lengths:
         joints = retarget(joints, spec)
     joints = joints - UP * joints[..., 1].min()                                 # stand on the floor
@@ -35,7 +32,7 @@ def extract_features(joints, dataname):
     heading, rotations = inverse_kinematics(joints, spec)
     root_step = turn(heading[1:], step[:, 0])
     # w of the heading is never negative: the step across facing back gets the wrong sign, as published
-    yaw_step = np.arcsin(np.clip(multiply(heading[1:], invert(heading[:-1]))[:, 2:3], -1, 1))
+    yaw_step = np.arcsin(np.clip(multiply(heading[1:], heading[:-1] * INVERSE)[:, 2:3], -1, 1))
     local = turn(heading[:, None], joints - joints[:, :1] * (1, 0, 1))
     parts = (yaw_step, root_step[:, [0, 2]], local[:-1, 0, 1:2], local[:-1, 1:], to_6d(rotations[:-1]),
              turn(heading[:-1, None], step), contacts)
@@ -75,7 +72,7 @@ def inverse_kinematics(joints, spec):
     for chain in spec.chains:
         for parent, child in zip(chain[1:], chain[2:]):
             before[child] = parent
-    return heading, multiply(invert(turned[:, before]), turned)[:, 1:]
+    return heading, multiply(turned[:, before] * INVERSE, turned)[:, 1:]
 
 
 def _bones(joints, spec):
@@ -104,11 +101,6 @@ def multiply(p, q):
     b, u, v, w = (q[..., i] for i in range(4))
     return np.stack([a * b - x * u - y * v - z * w, a * u + x * b + y * w - z * v,
                      a * v - x * w + y * b + z * u, a * w + x * v - y * u + z * b], -1)
-
-
-def invert(q):
-    """Return the inverse of unit quaternions (…, 4)."""
-    return q * (1, -1, -1, -1)
 
 
 def turn(q, v):
@@ -177,14 +169,12 @@ def weigh_root_and_contacts(std, spec, bias):
     return std
 
 
-# features to joints; torch is imported here, for extraction does without
-
 def recover_root(data):
     """Return cosine and sine of half the heading (…, T), and root positions (…, T, 3), of features (…, T, D).
 
     The features are de-normalised. Source: HumanML3D `recover_root_rot_pos`.
     """
-    import torch
+    import torch  # here, for extraction does without
     yaw_step, step_x, step_z = torch.nn.functional.pad(data[..., :-1, :3], (0, 0, 1, 0)).unbind(-1)
     yaw = yaw_step.cumsum(-1)
     cos, sin = yaw.cos(), yaw.sin()
