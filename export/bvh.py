@@ -14,24 +14,22 @@ ANGLES = "Zrotation Xrotation Yrotation"
 def solve_skeleton(joints, spec):
     """Solve the inverse kinematics of joints (T, J, 3), metres or millimetres, y up. All in float64 metres.
 
-    Returns offsets (J, 3) in a T-pose that faces +z, with the clip's median bone lengths; local rotations
-    (T, J, 3, 3); and the forward kinematics (T, J, 3) of both. A bone takes the smallest rotation towards
-    where its joint was, a group of bones the best fit. Raises UserError for joints that are not finite.
+    Returns offsets (J, 3) in a T-pose that faces +z, of median length; local rotations (T, J, 3, 3); and the
+    forward kinematics (T, J, 3) of both. A bone takes the smallest rotation towards where its joint was, a
+    group of bones the best fit. Raises UserError for joints that are not finite.
     """
     joints = check_joints(joints, spec)
     joints = joints * unit_in_metres(joints, spec)
-    lengths = np.zeros(spec.joints)
-    for child, parent in bones(spec):
-        lengths[child] = np.median(np.linalg.norm(joints[:, child] - joints[:, parent], axis=-1))
+    vectors = joints - joints[:, np.maximum(spec.parents, 0)]             # from each parent; the root's is zero
+    lengths = np.median(np.linalg.norm(vectors, axis=-1), axis=0)
     offsets = np.array([_rest_direction(name) for name in spec.joint_names]) * lengths[:, None]
-    offsets[0] = 0
     rotations = np.tile(np.eye(3), (len(joints), spec.joints, 1, 1))
     turned, cleaned = {-1: rotations[:, 0].copy()}, joints.copy()         # turned: global rotations (T, 3, 3)
     for joint in [0] + [child for child, _ in bones(spec)]:               # parents come first
         before, group, fit = turned[spec.parents[joint]], _children(joint, spec), _smallest_rotation
         if len(group) > 1:
             names, fit = [spec.joint_names[child] for child in group], _best_rotation
-            offsets[group] = _group_shape(joints[:, group] - joints[:, [joint]], names, lengths[group])
+            offsets[group] = _group_shape(vectors[:, group], names, lengths[group])
         if group:
             aims = np.einsum("tji,tcj->tci", before, joints[:, group] - cleaned[:, [joint]])
             rotations[:, joint] = fit(offsets[group], aims)
@@ -41,9 +39,8 @@ def solve_skeleton(joints, spec):
 
 
 def write_bvh(path, joints, spec):
-    """Write joints (T, J, 3), metres or millimetres, as BVH in centimetres, y up.
+    """Write joints (T, J, 3), metres or millimetres, as BVH in centimetres, y up, rotations about Z, X, Y.
 
-    The root has position and rotation channels, every other joint rotations, in the order Z, X, Y.
     Returns the joints that the file holds, (T, J, 3) in metres. Raises UserError for joints not finite.
     """
     offsets, rotations, cleaned = solve_skeleton(joints, spec)

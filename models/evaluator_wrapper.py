@@ -105,7 +105,7 @@ def load_networks(path, width=263):
 
 def find_missing(spec, evaluator_dir=None, glove_dir=None):
     """Return the folders of extractors and GloVe, upstream's by default, and a line for each missing file."""
-    folder = Path(evaluator_dir or ("checkpoints/kit" if spec.name == "kit" else "checkpoints/t2m"))
+    folder = Path(evaluator_dir or f"checkpoints/{'kit' if spec.name == 'kit' else 't2m'}")
     glove = Path(glove_dir or "glove")
     wanted = {folder / FINEST: "extractor", **{glove / name: "glove" for name in GLOVE_FILES}}
     return folder, glove, [f"{path}: missing; T2M-GPT's dataset/prepare/download_{script}.sh fetches it"
@@ -113,9 +113,8 @@ def find_missing(spec, evaluator_dir=None, glove_dir=None):
 
 
 def load_extractors(spec, folder, glove):
-    """Load networks, vocabulary and statistics from the folders that `find_missing` names.
+    """Load networks, vocabulary and statistics, None where there are none, from `find_missing`'s folders.
 
-    Without `mean` and `std` there, both None, the extractors see the features' own normalisation.
     Raises UserError for what is missing, damaged or not plain data.
     """
     extractors = load_networks(folder / FINEST, spec.width)

@@ -23,10 +23,9 @@ SIGNATURES = (  # what a file is, by its first bytes
 
 @contextmanager
 def atomic_write(path, flush=False):
-    """Yield a binary file that takes the name `path` once the block has ended without an error.
+    """Yield a binary file that takes the name `path`, in a folder made if need be, after the block.
 
-    Makes the folder if need be. flush: wait until the content is on the disk.
-    Raises UserError where the system cannot write.
+    flush: wait until the content is on the disk. Raises UserError where the system cannot write.
     """
     path = Path(path)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -106,10 +105,7 @@ def read_text(path, expected):
 
 
 def load_array(path, mmap=False):
-    """Read an array of numbers from an .npy file, or map it. Nothing in the file is run.
-
-    Raises UserError for a missing or damaged file, another kind, and an array of anything else.
-    """
+    """Read or map an array of numbers from an .npy file, running nothing. Raises UserError for any other."""
     found = describe_file(path)
     if found == ARRAY:
         try:

@@ -1,7 +1,4 @@
-"""The facts of each data set: joints, feature layout, frame rate, skeleton, upstream's folders.
-
-Sources: HumanML3D (arXiv 2212.04048; its notebook `motion_representation`), T2M-GPT (arXiv 2301.06052).
-"""
+"""The facts of each data set, from HumanML3D (its notebook `motion_representation`) and T2M-GPT."""
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -34,7 +31,7 @@ class MotionSpec:
 
     @property
     def width(self):
-        """Features per frame: 263 for 22 joints, 251 for 21."""
+        """Features per frame: 263 or 251."""
         return 12 * self.joints - 1
 
     @cached_property
