@@ -12,10 +12,9 @@ BATCH = 32  # R-precision ranks within batches of this size
 
 
 def read_captions(path):
-    """Read the lines `caption#word/POS word/POS#from#to` of a text file.
+    """Read a text file's lines `caption#word/POS word/POS#from#to`: [(text, tokens, from, to)] and [message].
 
-    Returns (captions, problems): captions a list of (text, tokens, from, to), times in seconds, 0 and 0 for
-    the whole clip; problems a message for each unusable line.
+    Times are in seconds, 0 and 0 for the whole clip. Each unusable line gives a message.
     """
     captions, problems = [], []
     try:
@@ -65,8 +64,8 @@ def load_captioned(clips, folder, spec, vectorizer):
 def draw(captioned, rng, batch=BATCH):
     """Draw one pass of the published protocol: (entry, caption, start, length), (m,) int64 each.
 
-    Entries are shuffled, the last partial batch is dropped. Each gets one of its captions, a length cut to a
-    multiple of four (with probability 1/3 to one unit less), and a random first frame.
+    Each entry gets one of its captions, a length cut to a multiple of four (with probability 1/3 to one unit
+    less), and a random first frame. The last partial batch is dropped.
     """
     entry = rng.permutation(len(captioned.clip))[:len(captioned.clip) // batch * batch]
     caption = captioned.first[entry] + rng.integers(captioned.count[entry])

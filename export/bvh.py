@@ -20,7 +20,7 @@ def solve_skeleton(joints, spec):
     """
     joints = check_joints(joints, spec)
     joints = joints * unit_in_metres(joints, spec)
-    vectors = joints - joints[:, np.maximum(spec.parents, 0)]             # from each parent; the root's is zero
+    vectors = joints - joints[:, np.maximum(spec.parents, 0)]             # from each parent
     lengths = np.median(np.linalg.norm(vectors, axis=-1), axis=0)
     offsets = np.array([_rest_direction(name) for name in spec.joint_names]) * lengths[:, None]
     rotations = np.tile(np.eye(3), (len(joints), spec.joints, 1, 1))

@@ -48,17 +48,15 @@ def retarget(joints, spec):
     length = _length(bones)                             # (T, J, 1)
     bones = bones / np.maximum(length, 1e-12) * target[:, None]
     result = joints * (target[leg].sum() / length[0, leg].sum())
-    for chain in spec.chains:
-        for parent, child in zip(chain, chain[1:]):
-            result[:, child] = result[:, parent] + bones[:, child]
+    for parent, child in (pair for chain in spec.chains for pair in zip(chain, chain[1:])):
+        result[:, child] = result[:, parent] + bones[:, child]
     return result
 
 
 def inverse_kinematics(joints, spec):
     """Return the heading (T, 4) and each joint's rotation (T, J - 1, 4) to its parent, as quaternions.
 
-    The heading turns the body to face +z, smoothed; in the first frame it is the identity.
-    Every chain starts from it, the arms' too.
+    The smoothed heading turns the body to face +z; every chain starts from it, the arms' too.
     """
     right_hip, left_hip, right_shoulder, left_shoulder = (joints[:, joint] for joint in spec.face_joints)
     # the hips are swapped against the shoulders here, and only here: the published features were made so
@@ -68,10 +66,8 @@ def inverse_kinematics(joints, spec):
     heading[0] = (1, 0, 0, 0)
     turned = between(np.array(spec.raw_offsets, np.float64), _bones(joints, spec))  # (T, J, 4): rest → bone
     turned[:, 0] = heading
-    before = [0] * spec.joints
-    for chain in spec.chains:
-        for parent, child in zip(chain[1:], chain[2:]):
-            before[child] = parent
+    chained = {child: parent for chain in spec.chains for parent, child in zip(chain[1:], chain[2:])}
+    before = [chained.get(joint, 0) for joint in range(spec.joints)]
     return heading, multiply(turned[:, before] * INVERSE, turned)[:, 1:]
 
 

@@ -42,10 +42,7 @@ def load_data_pickle(path):
 
 
 class WordVectorizer:
-    """A vocabulary: `vectors` (V, 300) float32 and `index` {word: row}.
-
-    folder holds GLOVE_FILES: vectors, list of words, {word: row}. Raises UserError where they do not fit.
-    """
+    """A vocabulary from the folder of GLOVE_FILES: `vectors` (V, 300) float32 and `index` {word: row}."""
 
     def __init__(self, folder="glove"):
         data, words, index = (Path(folder, name) for name in GLOVE_FILES)

@@ -38,12 +38,12 @@ def grid_lines(centre, radius, floor):
     """Return chords of the ground disc along x and z at multiples of GRID_METRES, (n, 2, 3)."""
     lines = []
     for axis, other in ((0, 2), (2, 0)):
-        first, last = (centre[axis] - radius) / GRID_METRES, (centre[axis] + radius) / GRID_METRES
-        at = np.arange(np.ceil(first), last) * GRID_METRES
-        half = np.sqrt(np.maximum(radius ** 2 - (at - centre[axis]) ** 2, 0))
+        at = np.arange(np.ceil((centre[axis] - radius) / GRID_METRES) * GRID_METRES, centre[axis] + radius,
+                       GRID_METRES)[:, None]
         line = np.full((len(at), 2, 3), floor)
-        line[..., axis] = at[:, None]
-        line[..., other] = centre[other] + half[:, None] * (-1, 1)
+        line[..., axis] = at
+        half = np.sqrt(np.maximum(radius ** 2 - (at - centre[axis]) ** 2, 0))
+        line[..., other] = centre[other] + half * (-1, 1)
         lines.append(line)
     return np.concatenate(lines)
 
@@ -200,9 +200,8 @@ def encode_gif(frames, fps):
     images = [Image.fromarray(nearest[tuple(np.moveaxis(frame >> 3, -1, 0))]) for frame in frames]
     for image in images:
         image.putpalette(palette.reshape(-1).tolist())
-    ends = np.round(np.arange(len(frames) + 1) * 100 / fps)
-    durations = (10 * np.maximum(np.diff(ends), 2)).tolist()
-    stream = io.BytesIO()
+    steps, stream = np.diff(np.round(np.arange(len(frames) + 1) * 100 / fps)), io.BytesIO()
+    durations = (10 * np.maximum(steps, 2)).tolist()
     images[0].save(stream, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
     return stream.getvalue()
 

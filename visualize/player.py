@@ -2,7 +2,7 @@
 import base64
 import json
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +20,10 @@ SIDES = {"left": 1, "right": 2}  # any other joint: 0
 class Player:
     """HTML that plays as the last line of a notebook's cell, or from a file that `html` was written to."""
 
-    html: str
+    html: str = field(repr=False)
 
     def _repr_html_(self):
         return self.html
-
-    def __repr__(self):
-        return f"Player({len(self.html) / 1000:.0f} kB of HTML)"
 
 
 def beside(*players):
