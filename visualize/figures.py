@@ -69,6 +69,7 @@ def code_strip(rows, nb_code, labels, wrap=32):
 
     A row goes on in the next line after `wrap` cells.
     """
+    rows = [np.asarray(row).tolist() for row in rows]
     if wrong := [code for row in rows for code in row if not 0 <= code < nb_code]:
         raise UserError(f"code {wrong[0]} is outside the codebook of {nb_code} codes (0 … {nb_code - 1})")
     cell, tall, caption, y = 30, 24, 20, 8
