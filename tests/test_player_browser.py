@@ -9,7 +9,7 @@ import pytest
 
 from tests.test_draw import dance
 from utils.motion_spec import T2M
-from visualize.player import beside, player, player_html
+from visualize.player import beside, player
 
 BROWSER = shutil.which("chromium-headless-shell") or shutil.which("chromium")
 pytestmark = [
@@ -136,7 +136,7 @@ def browser(started):
 @pytest.fixture(scope="module")
 def page():
     joints, reference = dance(T2M, 81, seed=1), dance(T2M, 81, seed=2)
-    return player_html(joints, T2M, reference=reference, codes=np.arange(21) + 100, title="a dance")
+    return player(joints, T2M, reference=reference, codes=np.arange(21) + 100, title="a dance").html
 
 
 def test_it_plays_and_pauses(browser, page):
