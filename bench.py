@@ -6,6 +6,7 @@
 A ratio is the median over rounds in which both sides ran in turn: a busy machine hardly changes it.
 """
 import itertools
+import math
 import sys
 import tempfile
 import time
@@ -21,13 +22,15 @@ from dataset.dataset_VQ import WindowFeed
 from dataset.motion_folder import load_split
 from evaluation.evaluate import evaluate_clips
 from models.batches import BATCH_FRAMES, evaluating
-from models.vqvae import HumanVQVAE
+from models.vqvae import QUANTIZERS, HumanVQVAE
 from options.common import COUNT, Parser, number
 from options.option_vq import get_args_parser
 from training.step import AMP, build_objective, train_step
 from utils.device import can_compile, is_slow_in_bf16, pick_device, set_precision
 from utils.errors import exit_cleanly
 from utils.motion_spec import get_spec
+
+FSQ_LEVELS = (8, 8, 8)  # 512 codes, as many as the published codebook's
 
 
 def in_turn(device, rounds, first, second):
@@ -73,6 +76,19 @@ def measure_steps(args, device):
         factor = torch.randn(size, size, device=device).to(AMP[amp] or torch.float32)
         ratio, seconds = in_turn(device, args.rounds, partial(torch.matmul, factor, factor), step)
         yield f"{name} step: share of the matrix product's rate", products / ratio, seconds
+
+
+def measure_quantizers(args, device):
+    """Time a step of every other quantizer beside one of ema_reset."""
+    training, steps = args.training, {}
+    x = torch.randn(training.batch_size, training.window_size, get_spec(training.dataname).width).to(device)
+    for name in QUANTIZERS:
+        more = dict(fsq_levels=FSQ_LEVELS, nb_code=math.prod(FSQ_LEVELS)) if name == "fsq" else {}
+        steps[name] = partial(make_step(
+            SimpleNamespace(**{**vars(training), "quantizer": name, **more}), device, training.amp), x)
+    base = steps.pop("ema_reset")
+    for name, step in steps.items():
+        yield f"{name} step over an ema_reset step", *in_turn(device, args.rounds, base, step)
 
 
 def make_clips(spec, count):
@@ -123,7 +139,8 @@ def measure_evaluation(args, device):
 
 
 # each yields names, ratios, and the seconds of what was measured
-PARTS = {"step": measure_steps, "data": measure_data, "evaluation": measure_evaluation}
+PARTS = {"step": measure_steps, "quantizers": measure_quantizers, "data": measure_data,
+         "evaluation": measure_evaluation}
 
 
 def parse_args(argv=None):

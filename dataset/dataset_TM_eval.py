@@ -73,13 +73,3 @@ def draw(captioned, rng, batch=BATCH):
     length = (whole // UNIT_LENGTH - (rng.integers(3, size=len(entry)) == 2)) * UNIT_LENGTH
     start = captioned.start[entry] + rng.integers(whole - length + 1)
     return entry, caption, start, length
-
-
-def verbs_of_clips(names, folder):
-    """Return {verb: clip names} of the captions' VERB tokens; a clip counts once under each of its verbs."""
-    groups = {}
-    for name in names:
-        tokens = [token for caption in read_captions(Path(folder, f"{name}.txt"))[0] for token in caption[1]]
-        for verb in sorted({token.rpartition("/")[0] for token in tokens if token.endswith("/VERB")}):
-            groups.setdefault(verb, []).append(name)
-    return groups

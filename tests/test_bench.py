@@ -17,7 +17,9 @@ def test_every_part_reports(capsys):
     lines = [line.rsplit(None, 3) for line in capsys.readouterr().out.splitlines()[1:]]
     assert [name for name, *_ in lines] == [
         "fp32 step: share of the matrix product's rate", "bf16 step: times as fast as fp32",
-        "bf16 step: share of the matrix product's rate", "4 clips: cached start over an uncached one",
+        "bf16 step: share of the matrix product's rate",
+        *(f"{name} step over an ema_reset step" for name in ("orig", "ema", "reset", "residual", "fsq")),
+        "4 clips: cached start over an uncached one",
         "a batch of the feed over a copy of as many bytes", "4 clips: evaluation over the bare forward pass"]
     assert all(float(ratio.replace(",", "")) >= 0 for _, ratio, *_ in lines)
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from dataset.dataset_TM_eval import draw, load_captioned, read_captions, verbs_of_clips
+from dataset.dataset_TM_eval import draw, load_captioned, read_captions
 from utils.motion_spec import KIT, T2M
 from utils.word_vectorizer import MAX_TOKENS
 
@@ -109,12 +109,6 @@ def test_a_partial_batch_is_dropped():
     few = SimpleNamespace(**{name: np.arange(1, 32) * 40
                              for name in ("clip", "start", "length", "first", "count")})
     assert len(draw(few, np.random.default_rng(0))[0]) == 0
-
-
-def test_verbs_group_clips_once(tmp_path):
-    write(tmp_path, c0=["a#walk/VERB walk/VERB#0.0#0.0", "b#turn/VERB man/NOUN#0.0#0.0"],
-          c1=["a#walk/VERB#0.0#0.0"])
-    assert verbs_of_clips(["c0", "c1", "c2"], tmp_path) == {"turn": ["c0"], "walk": ["c0", "c1"]}
 
 
 def test_a_byte_order_mark_and_crlf_do_not_matter(tmp_path):
