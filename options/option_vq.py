@@ -79,7 +79,7 @@ def add_step_flags(parser):
     add("--vel-slice", choices=("positions", "velocities"), default="positions",
         help="features under --loss-vel; upstream's slice is the joint positions")
     add("--feat-bias", type=POSITIVE, default=1.0, metavar="FACTOR",
-        help="weigh root and contact features that much more (MoMask: 5), by a smaller std")
+        help="weigh root and contact features that much more (MoMask: 5); the evaluator's std does already")
     add = parser.add_argument_group("speed").add_argument
     add("--tf32", action="store_true", help="convolutions in TF32 on CUDA (faster, less exact)")
     add("--compile", action="store_true", help="compile with torch.compile")

@@ -269,3 +269,5 @@ def test_a_bias_weighs_root_and_contacts_alone():
     expected[[0, 1, 2, 3, 259, 260, 261, 262]] = 5
     np.testing.assert_allclose(std / biased, expected)
     assert (weigh_root_and_contacts(std, T2M, 1) == std).all()
+    std[-4:] = 0.016  # the evaluator's, which are biased already
+    assert (weigh_root_and_contacts(std, T2M, 5) == std).all()

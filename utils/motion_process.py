@@ -155,10 +155,13 @@ def describe_statistics(std):
 
 
 def weigh_root_and_contacts(std, spec, bias):
-    """Return a copy of std (D,) with root and contact entries divided by `bias` (MoMask's feat_bias).
+    """Return std (D,) with root and contact entries divided by `bias` (MoMask's feat_bias).
 
-    Normalised by it, these few features weigh as much more in every loss.
+    Normalised by it, these few features weigh as much more in every loss. The evaluator's std has such a bias
+    already and stays as it is.
     """
+    if describe_statistics(std) == "evaluator":
+        return std
     std = std.copy()
     for name in ("yaw", "root_xz", "height", "contacts"):
         std[spec.slices[name]] /= bias
