@@ -97,7 +97,7 @@ def make_clips(spec, count):
     lengths = rng.integers(40, 200, count)
     frames = rng.standard_normal((lengths.sum(), spec.width), dtype=np.float32)
     return SimpleNamespace(names=list(map(str, range(count))), frames=frames, split="random",
-                           offsets=np.cumsum([0, *lengths]))
+                           offsets=np.cumsum([0, *lengths]), bad=[])
 
 
 def measure_data(args, device):

@@ -43,21 +43,21 @@ METRICS = {  # per: what the number is a mean over. The real motion's number is 
     "top3": Metric("top 3", 3, MORE),
     "matching_score": Metric("matching score", 3, LESS),
 }
-CLIP_METRICS = ("recons", "mpjpe", "mpjpe_global")  # also measured for each clip
 
 
 def select_clips(clips, spec, unit=UNIT_LENGTH, min_frames=None, max_frames=MAX_EVAL_FRAMES):
     """Choose the clips of min_frames (None: the data set's) ≤ T < max_frames (None: any), cut to whole units.
 
-    Returns (index (m,) into clips.names, first row (m,), length (m,), skipped {reason: names}).
+    Returns (index (m,) into clips.names, first row (m,), length (m,), skipped {reason: names or messages}).
     """
     low, high = max(min_frames or spec.min_eval_frames, unit), max_frames or np.inf
     lengths = np.diff(clips.offsets)
+    short, long = ([clips.names[i] for i in np.flatnonzero(out)] for out in (lengths < low, lengths >= high))
+    skipped = {f"shorter than {low} frames": short, f"{high} frames or longer": long,
+               "cannot be used": clips.bad}
     index = np.flatnonzero((lengths >= low) & (lengths < high))
-    skipped = {f"shorter than {low} frames": lengths < low, f"{high} frames or longer": lengths >= high}
-    skipped = {reason: [clips.names[i] for i in np.flatnonzero(out)]
-               for reason, out in skipped.items() if out.any()}
-    return index, clips.offsets[index], lengths[index] // unit * unit, skipped
+    return (index, clips.offsets[index], lengths[index] // unit * unit,
+            {reason: names for reason, names in skipped.items() if names})
 
 
 def describe_skipped(skipped):
@@ -72,8 +72,8 @@ def evaluate_clips(net, clips, full=False, loss="l1_smooth", batch_frames=BATCH_
     net: HumanVQVAE with mean and std. clips: of `load_split`, normalised with them. loss: l1, l2, l1_smooth.
     full: all of METRICS but the extractors'; else recons, mpjpe, mpjpe_global, codes_used and perplexity.
     layers: how many layers of residual codes to decode and count, None: all.
-    The result also holds `clips`, `frames`, `skipped` {reason: names}, `counts` (Q, K) uses of each code,
-    `joints` {joint: (root-aligned, global) mm} and `per_clip` {clip: {metric: number}}.
+    The result also holds `clips`, `frames`, `skipped` {reason: names}, `counts` (Q, K) uses of each code, and
+    `joints` {joint: (root-aligned, global) mm}.
     Raises UserError where no clip can be taken, or a clip or its reconstruction is not finite.
     """
     spec, unit, (rank, world) = net.spec, 2 ** net.down_t, rank_and_world()
@@ -95,14 +95,10 @@ def evaluate_clips(net, clips, full=False, loss="l1_smooth", batch_frames=BATCH_
     for tensor in (*sums.values(), counts):
         all_reduce(tensor)
     sums = {name: rows.numpy() for name, rows in sums.items()}
-    result = _means(sums, lengths, counts.numpy()[:layers], spec.fps / unit, full)
-    result.update(clips=len(index), frames=int(lengths.sum()), skipped=skipped, counts=counts.long().tolist())
     errors = [(sums[name].sum(0) / lengths.sum()).tolist() for name in ("joint", "joint_global")]
-    result["joints"] = dict(zip(spec.joint_names, zip(*errors)))
-    rows = np.stack([sums[name] for name in CLIP_METRICS], 1) / lengths[:, None]
-    result["per_clip"] = {clips.names[i]: dict(zip(CLIP_METRICS, row), frames=int(length))
-                          for i, row, length in zip(index, rows.tolist(), lengths)}
-    return result
+    return dict(_means(sums, lengths, counts.numpy()[:layers], spec.fps / unit), clips=len(index),
+                frames=int(lengths.sum()), skipped=skipped, counts=counts.long().tolist(),
+                joints=dict(zip(spec.joint_names, zip(*errors))))
 
 
 def _sum_clips(net, x, out, loss, full):
@@ -132,22 +128,22 @@ def _sum_clips(net, x, out, loss, full):
     return sums
 
 
-def _means(sums, lengths, counts, code_rate, full):
-    """Return {metric: number} from sums over each clip {name: (n, ·)} and the uses of each code (K,)."""
-    frames, clips = int(lengths.sum()), len(lengths)
+def _means(sums, lengths, counts, code_rate):
+    """Return {metric: number} from sums over each clip {name: (n, ·)} and the uses of each code (Q, K)."""
+    frames, clips, contacts = int(lengths.sum()), len(lengths), sums.get("contacts", np.zeros(1))
     over = {"frame": frames, "first difference": frames - clips, "second difference": frames - 2 * clips,
-            "third difference": frames - 3 * clips, "clip": clips}
-    over["contact"] = max(1, sums["contacts"].sum()) if full else None
+            "third difference": frames - 3 * clips, "clip": clips, "contact": max(1, contacts.sum())}
     names = [(name + end, metric.per) for name, metric in METRICS.items() for end in ("", "_real")]
     result = {name: float(sums[name].sum() / over[per]) for name, per in names if per and name in sums}
     perplexities = [metrics.code_perplexity(row) for row in counts]
     result.update(codes_used=int((counts > 0).sum()), perplexity=float(np.mean(perplexities)))
-    if full:
-        bits = counts.shape[0] * np.log2(counts.shape[1]) * code_rate
-        entropy = np.log2(np.maximum(perplexities, 1)).sum() * code_rate
-        result.update(dead_codes=int((counts == 0).sum()), tokens_per_second=len(counts) * code_rate,
-                      bits_per_second=float(bits), entropy_bits_per_second=float(entropy))
-    if full and clips > 1:
+    if "kinetic" not in sums:
+        return result
+    bits = len(counts) * np.log2(counts.shape[1]), np.log2(np.maximum(perplexities, 1)).sum()
+    result.update(dead_codes=int((counts == 0).sum()), tokens_per_second=len(counts) * code_rate,
+                  bits_per_second=float(bits[0] * code_rate),
+                  entropy_bits_per_second=float(bits[1] * code_rate))
+    if clips > 1:
         spread = sums["kinetic_real"].std(0)
         spread[spread < 1e-8] = 1.0  # a joint that never moves
         real, pred = (metrics.gaussian(sums[name] / spread) for name in ("kinetic_real", "kinetic"))
