@@ -1,11 +1,8 @@
-"""Evaluate checkpoints of the motion VQ-VAE on a split.
+"""Evaluate checkpoints on a split: a table, and eval_SPLIT.json beside each (docs/evaluation.md).
 
     python eval_vq.py output/VQVAE/net_last.pth --split test
     python eval_vq.py output/* --markdown               # one table, the best marked
     python eval_vq.py output/residual --by-layer        # decoded from 1, 2, … layers of residual codes
-
-Prints a table and writes eval_SPLIT.json beside each checkpoint. docs/evaluation.md defines each number.
-Exit codes: 0 done, 2 a mistake in the input.
 """
 from options import common
 
@@ -19,14 +16,11 @@ def parse_args(argv=None):
     common.add_extractor_flags(parser)
     add = parser.add_argument_group("evaluation").add_argument
     add("--split", default="test", metavar="NAME", help="evaluate the clips of NAME.txt")
-    add("--batch-size", type=common.COUNT, default=64, help="clips of 128 frames in a forward pass")
-    add("--repeat", type=common.COUNT, default=1,
-        help="repetitions of the random draws with the extractors; published tables use 20")
+    add("--repeat", type=common.COUNT, default=1, help="draws for the extractors; published tables use 20")
     add("--seed", type=common.SEED, default=123, help="random seed of these draws")
+    add("--breakdown", action="store_true", help="add the errors of each joint to the JSON")
     add("--by-layer", action="store_true", help="also decode residual codes from 1, 2, … layers")
     add("--markdown", action="store_true", help="print the table as Markdown")
-    add("--out-json", metavar="FILE", default=None,
-        help="where to write the numbers; None: eval_SPLIT.json beside each checkpoint")
     args = parser.parse_args(argv)
     args.checkpoints = common.given_checkpoints(args)
     parser.refuse((not args.checkpoints, "no checkpoint given: python eval_vq.py output/VQVAE/net_last.pth"))
@@ -36,7 +30,6 @@ def parse_args(argv=None):
 if __name__ == "__main__":  # before the slow imports: --help and refusals are instant
     ARGS = parse_args()
 
-import os
 import sys
 from pathlib import Path
 
@@ -61,12 +54,13 @@ def evaluate(path, args):
         raise UserError(f"{path}: {net.vqvae.quant} has a single layer; --by-layer needs residual codes")
     spec, root, remarks = find_data(path, net, args)
     clips = load_split(root, args.split, spec, net.mean, net.std, args.skip_bad_clips, not args.no_cache)
-    batch_frames, loss = args.batch_size * 128, net.recipe.get("recons_loss", "l1_smooth")
-    results = [evaluate_clips(net, clips, True, loss, batch_frames, q)
+    loss = net.recipe.get("recons_loss", "l1_smooth")
+    results = [evaluate_clips(net, clips, full=True, loss=loss, layers=q)
                for q in (*range(1, layers if args.by_layer else 0), None)]
-    facts = [{name: part.pop(name) for name in ("clips", "frames", "skipped", "joints", "counts")}
-             for part in results][-1]
-    del facts["counts"]
+    *_, facts = [{name: part.pop(name) for name in ("clips", "frames", "skipped", "joints", "counts")}
+                 for part in results]
+    for name in ("counts",) if args.breakdown else ("counts", "joints"):
+        del facts[name]
     folder, glove, missing = find_missing(spec, args.evaluator_dir, args.glove_dir)
     if not missing:
         extractors = load_extractors(spec, folder, glove)
@@ -74,8 +68,7 @@ def evaluate(path, args):
         missing = captioned.problems
         draws = [draw(captioned, np.random.default_rng([args.seed, r, 1])) for r in range(args.repeat)]
         try:
-            results[-1].update(
-                evaluate_text(net, clips, captioned, draws, extractors, args.seed, batch_frames))
+            results[-1].update(evaluate_text(net, clips, captioned, draws, extractors, args.seed))
         except UserError as error:  # the other numbers stand
             missing.append(str(error))
         if extractors.mean is None:
@@ -90,15 +83,13 @@ def evaluate(path, args):
 
 def show(values, key):
     """Return a number as text, with its 95 % interval where there is one; "" for a number not measured."""
-    if key not in values:
-        return ""
     digits = METRICS[key.removesuffix("_real")].digits
-    repeated = values.get("repetitions", 1) > 1 and key in values["intervals"]
-    return f"{values[key]:.{digits}f}" + (f" ± {values['intervals'][key]:.{digits}f}" if repeated else "")
+    numbers = [values.get(key), values["intervals"].get(key) if values.get("repetitions", 1) > 1 else None]
+    return " ± ".join(f"{number:.{digits}f}" for number in numbers if number is not None)
 
 
 def format_table(names, every, markdown):
-    """Return a line for each metric, the best of several marked: every's ({metric: number} by name), real's."""
+    """Return a line for each metric of the results `every`, the best marked, and of the real motion."""
     several = len(names) > 1
     plain, best = ("{}", "**{}**") if markdown else ("{}  ", "{} *") if several else ("{}", "{}")
     rows = [["metric", *names, "real motion"]]
@@ -119,12 +110,11 @@ def format_table(names, every, markdown):
 
 def report(content):
     """Return what a checkpoint's numbers are numbers of."""
-    lines = ["{checkpoint}: {quantizer}, {layers} × {nb_code} codes, "
-             "iteration {iteration} ({warm_up} of warm-up)",
-             "{dataname} {split} in {data_root}: {clips} clips, {frames} frames; {statistics} mean and std"]
+    lines = ["{checkpoint}: {quantizer}, {layers} × {nb_code} codes",
+             "iteration {iteration}, after {warm_up} of warm-up; {statistics} mean and std",
+             "{dataname} {split} in {data_root}: {clips} clips, {frames} frames"]
     if "fid" in content["metrics"]:
-        lines.append("extractors: {repetitions} × {text_clips} captioned clips in batches of 32, "
-                     "diversity over {diversity_pairs} pairs")
+        lines.append("extractors: {repetitions} × {text_clips} captioned clips in batches of 32")
     lines = [line.format(**content, **content["metrics"]) for line in lines]
     return "\n  ".join([*lines, *describe_skipped(content["skipped"]), *content["remarks"]])
 
@@ -132,7 +122,7 @@ def report(content):
 @exit_cleanly
 def main(args):
     """Evaluate the checkpoints. Returns the exit code."""
-    contents, files, code = [], {}, 0
+    contents, files = [], {}
     for path in args.checkpoints:
         content = evaluate(path, args)
         contents.append(content)
@@ -140,21 +130,18 @@ def main(args):
         if args.by_layer:
             names = [f"{q} layer{'s' * (q > 1)}" for q in content["by_layer"]]
             print(f"\n{format_table(names, content['by_layer'].values(), args.markdown)}\n", flush=True)
-        folder = path if os.path.isdir(path) else os.path.dirname(path)
-        target = args.out_json or os.path.join(folder, f"eval_{args.split}.json")
-        same = files.setdefault(target, [])  # checkpoints of one folder share its file, as a list
-        same.append(content)
+        folder = Path(path) if Path(path).is_dir() else Path(path).parent
+        same = files[folder] = [*files.get(folder, []), content]  # checkpoints of one folder share its file
         try:
-            write_json(target, same if len(same) > 1 else content)
+            write_json(folder / f"eval_{args.split}.json", same if len(same) > 1 else content)
         except UserError as error:  # the table is printed all the same
             print(f"no JSON written: {error}")
-            code = 2 if args.out_json else 0
     missing = list(dict.fromkeys(line for content in contents for line in content["missing"]))
     if missing:
         print(f"  without extractor metrics or captions ({len(missing)}):", *missing[:10], sep="\n    ")
     names = ["/".join(Path(content["checkpoint"]).parts[-2:]) for content in contents]
     print(f"\n{format_table(names, [content['metrics'] for content in contents], args.markdown)}")
-    return code
+    return 0
 
 
 if __name__ == "__main__":

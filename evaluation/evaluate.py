@@ -35,7 +35,6 @@ METRICS = {  # per: what the number is a mean over. The real motion's number is 
     "perplexity": Metric("perplexity", 1, MORE),
     "tokens_per_second": Metric("tokens/s", 1, NEITHER),
     "bits_per_second": Metric("bits/s", 1, NEITHER),
-    "entropy_bits_per_second": Metric("bits/s, entropy", 1, NEITHER),
     "fid": Metric("FID", 4, LESS),  # from here on: with the extractors, evaluation/text.py
     "diversity": Metric("diversity", 3, NEITHER),
     "top1": Metric("top 1", 3, MORE),
@@ -55,9 +54,9 @@ def select_clips(clips, spec, unit=UNIT_LENGTH, min_frames=None, max_frames=MAX_
     short, long = ([clips.names[i] for i in np.flatnonzero(out)] for out in (lengths < low, lengths >= high))
     skipped = {f"shorter than {low} frames": short, f"{high} frames or longer": long,
                "cannot be used": clips.bad}
+    skipped = {reason: names for reason, names in skipped.items() if names}
     index = np.flatnonzero((lengths >= low) & (lengths < high))
-    return (index, clips.offsets[index], lengths[index] // unit * unit,
-            {reason: names for reason, names in skipped.items() if names})
+    return index, clips.offsets[index], lengths[index] // unit * unit, skipped
 
 
 def describe_skipped(skipped):
@@ -71,9 +70,8 @@ def evaluate_clips(net, clips, full=False, loss="l1_smooth", batch_frames=BATCH_
 
     net: HumanVQVAE with mean and std. clips: of `load_split`, normalised with them. loss: l1, l2, l1_smooth.
     full: all of METRICS but the extractors'; else recons, mpjpe, mpjpe_global, codes_used and perplexity.
-    layers: how many layers of residual codes to decode and count, None: all.
-    The result also holds `clips`, `frames`, `skipped` {reason: names}, `counts` (Q, K) uses of each code, and
-    `joints` {joint: (root-aligned, global) mm}.
+    layers: how many layers of residual codes to decode and count, None: all. The result also holds `clips`,
+    `frames`, `skipped`, `counts` (Q, K) uses of each code, and `joints` {joint: (root-aligned, global) mm}.
     Raises UserError where no clip can be taken, or a clip or its reconstruction is not finite.
     """
     spec, unit, (rank, world) = net.spec, 2 ** net.down_t, rank_and_world()
@@ -84,14 +82,13 @@ def evaluate_clips(net, clips, full=False, loss="l1_smooth", batch_frames=BATCH_
     still = torch.zeros(1, UNIT_LENGTH, spec.width)  # shows the shape of each sum
     sums = {name: torch.zeros(len(index), *rows.shape[1:], dtype=torch.float64)
             for name, rows in _sum_clips(net, still, still, loss, full).items()}
-    quantizer = net.vqvae.quantizer
-    counts = torch.zeros(quantizer.num_layers, net.nb_code, dtype=torch.float64)
+    counts = torch.zeros(net.vqvae.quantizer.num_layers, net.nb_code, dtype=torch.float64)
     with evaluating(net):
         for batch in equal_length_batches(lengths, batch_frames)[rank::world]:
             x, out, codes = forward_clips(net, clips, index[batch], starts[batch], lengths[batch[0]], layers)
             for name, rows in _sum_clips(net, x, out, loss, full).items():
                 sums[name][batch] = rows.cpu().double()
-            counts += quantizer.count(codes.flatten(0, 1)).cpu()
+            counts += net.vqvae.quantizer.count(codes.flatten(0, 1)).cpu()
     for tensor in (*sums.values(), counts):
         all_reduce(tensor)
     sums = {name: rows.numpy() for name, rows in sums.items()}
@@ -135,14 +132,12 @@ def _means(sums, lengths, counts, code_rate):
             "third difference": frames - 3 * clips, "clip": clips, "contact": max(1, contacts.sum())}
     names = [(name + end, metric.per) for name, metric in METRICS.items() for end in ("", "_real")]
     result = {name: float(sums[name].sum() / over[per]) for name, per in names if per and name in sums}
-    perplexities = [metrics.code_perplexity(row) for row in counts]
-    result.update(codes_used=int((counts > 0).sum()), perplexity=float(np.mean(perplexities)))
+    result["perplexity"] = float(np.mean([metrics.code_perplexity(row) for row in counts]))
+    result["codes_used"] = int((counts > 0).sum())
     if "kinetic" not in sums:
         return result
-    bits = len(counts) * np.log2(counts.shape[1]), np.log2(np.maximum(perplexities, 1)).sum()
-    result.update(dead_codes=int((counts == 0).sum()), tokens_per_second=len(counts) * code_rate,
-                  bits_per_second=float(bits[0] * code_rate),
-                  entropy_bits_per_second=float(bits[1] * code_rate))
+    rate, bits = len(counts) * code_rate, np.log2(counts.shape[1])
+    result.update(dead_codes=int((counts == 0).sum()), tokens_per_second=rate, bits_per_second=rate * bits)
     if clips > 1:
         spread = sums["kinetic_real"].std(0)
         spread[spread < 1e-8] = 1.0  # a joint that never moves

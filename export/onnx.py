@@ -3,28 +3,25 @@ import importlib.util
 import logging
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn as nn
 
+from export.hub import describe
 from utils.errors import UserError
 from utils.files import atomic_write
 
 
 class _RawEncoder(nn.Module):
-    """Raw features (N, T, D) → codes (N, T // unit), residual (N, T // unit, Q).
-
-    Frames past the last whole code are left out.
-    """
+    """Raw features (N, T, D) → codes (N, T // unit), residual (N, T // unit, Q)."""
 
     def __init__(self, net):
         super().__init__()
         self.vqvae, self.unit, self.nb_code = net.vqvae, 2 ** net.down_t, net.nb_code
         for name in ("mean", "std"):
-            self.register_buffer(name, torch.as_tensor(np.asarray(getattr(net, name)), dtype=torch.float32))
+            self.register_buffer(name, torch.as_tensor(getattr(net, name)).float())
 
     def forward(self, features):
-        whole = features[:, :features.shape[1] // self.unit * self.unit]
+        whole = features[:, :features.shape[1] // self.unit * self.unit]  # the rest makes no code
         return self.vqvae.encode((whole - self.mean) / self.std)
 
 
@@ -34,35 +31,27 @@ class _RawDecoder(_RawEncoder):
     def __init__(self, net):
         super().__init__(net)
         self.lowest = 1 - net.vqvae.quantizer.clip_axes  # -1 stands for no residual code
-        self.register_buffer("known", torch.arange(net.nb_code) if net.vqvae.quant == "fsq" else None)
+        self.register_buffer("known", torch.arange(self.lowest, net.nb_code))
 
     def forward(self, codes):
         codes = torch.where(codes < self.lowest, self.nb_code, codes)  # ONNX counts negatives from the end
-        if self.known is not None:
-            codes = self.known[codes]  # finite scalars are computed: only a look-up refuses a code
+        codes = self.known[codes - self.lowest]  # a look-up refuses what it does not hold
         return self.vqvae.forward_decoder(codes) * self.std + self.mean
 
 
-def check_onnx():
-    """Raise UserError where the packages that torch exports with are missing."""
-    for name in ("onnx", "onnxscript"):
-        if importlib.util.find_spec(name) is None:
-            raise UserError(f"--onnx needs {name}: pip install onnx onnxscript")
+def write_onnx(net, folder):
+    """Write encoder.onnx, `features` float32 (N, T, D) → `codes` int64 (N, T'), and decoder.onnx, back.
 
-
-def write_onnx(net, folder, about):
-    """Write encoder.onnx and decoder.onnx, of any N and T; yield each path and its size in bytes.
-
-    net: HumanVQVAE in eval mode, on the CPU, with mean and std. about: {name: value} for the files' metadata.
-    encoder: `features` float32 (N, T, D), raw, in the data set's unit → `codes` int64 (N, T'), residual
-    (N, T', Q); decoder: back.
+    net: HumanVQVAE in eval mode, on the CPU, with mean and std. Raises UserError for missing packages.
     """
-    unit, width, dim = 2 ** net.down_t, net.spec.width, torch.export.Dim
-    frames = torch.zeros(2, 16 * unit, width)
+    if None in map(importlib.util.find_spec, ("onnx", "onnxscript")):
+        raise UserError("--onnx needs two packages: pip install onnx onnxscript")
+    unit, dim = 2 ** net.down_t, torch.export.Dim
+    frames = torch.zeros(2, 16 * unit, net.spec.width)
     codes = net.vqvae.encode(frames)
     jobs = (("encoder.onnx", _RawEncoder, frames, "features", "codes", dim("frames", min=unit)),
             ("decoder.onnx", _RawDecoder, codes, "codes", "features", dim("length")))
-    about = {**about, "features": f"raw (de-normalised), {width} wide", "nb_code": net.nb_code}
+    about = describe(net) | {"features": f"raw (de-normalised), {net.spec.width} wide"}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of torchvision's operators
     for name, module, example, source, target, time in jobs:
         model = torch.onnx.export(
@@ -73,7 +62,5 @@ def write_onnx(net, folder, about):
             del message.metadata_props[:]  # stack traces, with paths of this machine
         for key, value in about.items():
             model.metadata_props.add(key=key, value=str(value))
-        data = model.SerializeToString()
         with atomic_write(Path(folder, name)) as file:
-            file.write(data)
-        yield Path(folder, name), len(data)
+            file.write(model.SerializeToString())

@@ -65,8 +65,9 @@ def test_each_clip_is_measured_as_if_alone():
     sums, frames = dict.fromkeys(names, 0), 0
     for i, (start, end) in enumerate(zip(clips.offsets, clips.offsets[1:])):
         if clips.names[i] not in ("c6", "c7"):  # too short and too long
-            alone = evaluate_clips(net, SimpleNamespace(names=[clips.names[i]], frames=clips.frames[start:end],
-                                                        offsets=np.array([0, end - start]), bad=[]))
+            one = SimpleNamespace(names=[clips.names[i]], frames=clips.frames[start:end],
+                                  offsets=np.array([0, end - start]), bad=[])
+            alone = evaluate_clips(net, one)
             sums = {name: sums[name] + alone[name] * alone["frames"] for name in names}
             frames += alone["frames"]
     assert together["frames"] == frames
