@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from eval_vq import main, parse_args
+from models.vqvae import HumanVQVAE
 from tests.helpers import make_dataset, save_small_net
 from tests.test_evaluator_wrapper import make_extractors
 
@@ -113,6 +114,65 @@ def test_where_the_json_cannot_be_written_the_table_is_printed(run, capsys, monk
     assert "MPJPE root-aligned mm" in printed and list(run.iterdir()) == [run / "net_last.pth"]
     line = next(line for line in printed.splitlines() if line.startswith("no JSON written: "))
     assert "eval_test.json: cannot be written" in line and os.strerror(error) in line
+
+
+@pytest.fixture(scope="module")
+def residual(tmp_path_factory, data_root):
+    """A folder with a checkpoint of three residual layers."""
+    path = tmp_path_factory.mktemp("residual") / "rvq" / "net_last.pth"
+    return save_small_net(path, data_root, quantizer="residual", num_quantizers=3).parent
+
+
+def rows_of(printed, first="metric"):
+    """The cells of the last printed Markdown table whose heading row starts so: {first cell: the others}."""
+    tables = [block.splitlines() for block in printed.split("\n\n") if block.startswith(f"| {first}")]
+    rows = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in tables[-1]]
+    return {name: cells for name, *cells in rows}
+
+
+def test_by_layer_decodes_from_the_first_layers_alone(residual, data_root, capsys):
+    saved = evaluate_json(residual, "--by-layer", "--markdown")
+    printed = capsys.readouterr().out.rpartition("\n\n")[0]  # the first of the two tables
+    rows, parts = rows_of(printed), saved["by_layer"]
+    assert list(parts) == ["1", "2", "3"] and parts["3"] == saved["metrics"]
+    assert rows["metric"] == ["1 layer", "2 layers", "3 layers", "real motion"]
+    for heading, name, digits in (("MPJPE root-aligned mm", "mpjpe", 2), ("recons loss", "recons", 4),
+                                  ("bits/s", "bits_per_second", 1)):
+        assert rows[heading][:3] == [f"{part[name]:.{digits}f}" for part in parts.values()]
+    assert [part["bits_per_second"] for part in parts.values()] == [20.0, 40.0, 60.0]  # 5 codes of 4 bits
+    net = HumanVQVAE.from_checkpoint(residual)
+    error = frames = 0
+    for name in (data_root / "test.txt").read_text().split():
+        clip = np.load(data_root / "new_joint_vecs" / f"{name}.npy")
+        clip = (clip[:len(clip) // 4 * 4] - net.mean) / net.std
+        batch = torch.from_numpy(clip.astype(np.float32))[None]
+        with torch.no_grad():
+            out = net.forward_decoder(net.encode(batch)[..., :2])
+        loss = torch.nn.functional.smooth_l1_loss(out, batch)
+        error, frames = error + float(loss) * len(clip), frames + len(clip)
+    assert parts["2"]["recons"] == pytest.approx(error / frames, rel=1e-4)
+    assert "by_layer" not in evaluate_json(residual)
+
+
+def test_by_layer_refuses_a_single_layer(run, capsys):
+    error = refused(capsys, run / "net_last.pth", "--by-layer")
+    assert "ema_reset has a single layer; --by-layer needs residual codes" in error
+
+
+def test_different_quantizers_stand_in_one_table(run, residual, data_root, tmp_path, capsys):
+    fsq = save_small_net(tmp_path / "fsq" / "net_last.pth", data_root, quantizer="fsq", fsq_levels=[4, 4],
+                         nb_code=16).parent
+    assert evaluate(run, residual, fsq, "--markdown") == 0
+    printed = capsys.readouterr().out
+    saved = [json.loads((folder / "eval_test.json").read_text()) for folder in (run, residual, fsq)]
+    assert [(each["quantizer"], each["layers"]) for each in saved] == [("ema_reset", 1), ("residual", 3),
+                                                                       ("fsq", 1)]
+    rows = rows_of(printed)
+    assert rows["metric"][:3] == ["/".join(folder.parts[-2:]) for folder in (run, residual, fsq)]
+    assert rows["tokens/s"][:3] == ["5.0", "15.0", "5.0"] and rows["bits/s"][:3] == ["20.0", "60.0", "20.0"]
+    for heading, name, digits in (("MPJPE root-aligned mm", "mpjpe", 2), ("codes used", "codes_used", 0)):
+        assert rows[heading][:3] == [f"{each['metrics'][name]:.{digits}f}" for each in saved]
+    assert "residual, 3 × 16 codes" in printed and "fsq, 1 × 16 codes" in printed
 
 
 def test_breakdown_by_joint(run):

@@ -1,5 +1,6 @@
 """A checkpoint out to other tools and back, bit by bit; ONNX against torch; clips as animations."""
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -120,6 +121,118 @@ def test_every_kind_of_net_comes_back(net, tmp_path):
             assert (back.mean == mean).all() and (back.std == std).all()
 
 
+KINDS = {"residual": dict(quantizer="residual", num_quantizers=3),
+         "shared": dict(quantizer="residual", num_quantizers=3, shared_codebook=True),
+         "fsq": dict(quantizer="fsq", fsq_levels=[4, 4], nb_code=16)}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def layered(request, tmp_path_factory, data_root):
+    """A checkpoint of residual, shared residual or finite-scalar codes."""
+    path = tmp_path_factory.mktemp(request.param) / "net_last.pth"
+    return save_small_net(path, data_root, **KINDS[request.param])
+
+
+def test_residual_and_finite_scalar_nets_come_back_bit_by_bit(layered, tmp_path):
+    export(layered, "--out", tmp_path / "model")
+    export(tmp_path / "model", "--to-pth", tmp_path / "net.pth")
+    net, x = HumanVQVAE.from_checkpoint(layered), torch.randn(2, 64, 263)
+    for path in (tmp_path / "model", tmp_path / "net.pth"):
+        back = HumanVQVAE.from_checkpoint(path)
+        assert same(net.state_dict(), back.state_dict()) and back.args == {**net.args, **back.args}
+        assert (back.mean == net.mean).all() and (back.std == net.std).all()
+        with torch.no_grad():
+            assert torch.equal(net.encode(x), back.encode(x))
+            assert torch.equal(net.forward_decoder(net.encode(x)), back.forward_decoder(net.encode(x)))
+
+
+def momask_options(path):
+    """Read an opt.txt as MoMask's utils/get_opt.py does."""
+    values = {}
+    for line in path.read_text().splitlines():
+        key, value = line.split(": ")
+        if value in ("True", "False"):
+            value = value == "True"
+        elif re.fullmatch(r"[-+]?\d+\.\d+", value):
+            value = float(value)
+        elif re.fullmatch(r"[-+]?\d+", value):
+            value = int(value)
+        values[key] = value
+    return values
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_momask_reads_what_is_written_for_it(shared, data_root, tmp_path):
+    checkpoint = save_small_net(tmp_path / "net.pth", data_root, **KINDS["shared" if shared else "residual"],
+                                vq_norm="LN", quantize_dropout_prob=0.3)
+    folder, net = tmp_path / "checkpoints" / "t2m" / "rvq", HumanVQVAE.from_checkpoint(checkpoint)
+    assert export(checkpoint, "--to-momask", folder) == 0
+    expected = dict(
+        name="rvq", dataset_name="t2m", checkpoints_dir=str(tmp_path / "checkpoints"), nb_code=16,
+        code_dim=32, output_emb_width=32, down_t=2, stride_t=2, width=32, depth=2, dilation_growth_rate=3,
+        vq_act="relu", vq_norm="LN", num_quantizers=3, shared_codebook=shared, quantize_dropout_prob=0.3,
+        mu=0.99, unit_length=4)
+    found = momask_options(folder / "opt.txt")
+    assert {name: found[name] for name in expected} == expected
+    content = read(folder / "model" / "net_best_fid.tar")
+    assert same(content["vq_model"], {name.removeprefix("vqvae."): value
+                                      for name, value in net.state_dict().items()})
+    assert "quantizer.layers.2.codebook" in content["vq_model"] and content["total_it"] == 15
+    for name in ("mean", "std"):
+        array = np.load(folder / "meta" / f"{name}.npy")
+        assert array.shape == (263,) and (array == getattr(net, name)).all()
+    back, x = HumanVQVAE.from_checkpoint(folder), torch.randn(2, 64, 263)
+    assert torch.equal(back.encode(x), net.encode(x)) and (back.std == net.std).all()
+    assert back.args == net.args and back.iteration == 15
+    assert not [line for line in back.remarks if "assumed" in line]
+
+
+def test_what_momask_cannot_read_is_refused_in_one_line(checkpoint, data_root, tmp_path, capsys):
+    out = tmp_path / "rvq"
+    assert "--to-momask needs residual codes" in refused(capsys, checkpoint, "--to-momask", out)
+    bare = save_small_net(tmp_path / "net.pth", data_root, **KINDS["residual"])
+    content = {name: value for name, value in read(bare).items() if name not in ("mean", "std")}
+    torch.save(content, bare)
+    assert "name their folder with --meta-dir" in refused(capsys, bare, "--to-momask", out)
+    assert not out.exists()
+    assert export(bare, "--to-momask", out, "--meta-dir", data_root) == 0
+    assert "rvq: is there already" in refused(capsys, bare, "--to-momask", out, "--meta-dir", data_root)
+
+
+@pytest.mark.slow
+def test_onnx_carries_residual_and_finite_scalar_codes(layered, data_root, tmp_path):
+    export(layered, "--out", tmp_path, "--onnx")
+    net = HumanVQVAE.from_checkpoint(layered)
+    lowest = -1 if net.vqvae.quant == "residual" else 0
+    encoder, decoder = (onnxruntime.InferenceSession(tmp_path / f"{name}.onnx")
+                        for name in ("encoder", "decoder"))
+    clips = [np.load(path) for path in sorted((data_root / "new_joint_vecs").glob("*.npy"))]
+    agree = []
+    for raw in (np.stack([clip[:30] for clip in clips]), clips[1][None, :93]):
+        codes, = encoder.run(None, {"features": raw})
+        x = torch.from_numpy((raw[:, :raw.shape[1] // 4 * 4] - net.mean) / net.std).float()
+        with torch.no_grad():
+            agree.append((codes == net.encode(x).numpy()).mean())
+            expected = net.forward_decoder(torch.from_numpy(codes)).numpy() * net.std + net.mean
+        assert codes.dtype == np.int64
+        assert codes.shape == (len(raw), raw.shape[1] // 4, *[3] * (net.vqvae.quant == "residual"))
+        features, = decoder.run(None, {"codes": codes})
+        assert np.abs(features - expected).max() < 1e-4
+        if lowest < 0:  # no code: a layer left out
+            features, = decoder.run(None, {"codes": np.where(np.arange(3) < 2, codes, -1)})
+            with torch.no_grad():
+                expected = net.forward_decoder(torch.from_numpy(codes[..., :2])).numpy() * net.std + net.mean
+            assert np.abs(features - expected).max() < 1e-4
+        for wrong in (lowest - 1, net.nb_code):
+            changed = codes.copy()
+            changed.reshape(-1)[1] = wrong
+            with pytest.raises(Exception, match="out of data bounds|invalid index"):
+                decoder.run(None, {"codes": changed})
+    assert min(agree) > 0.97  # but for ties
+    about = {entry.key: entry.value for entry in onnx.load(tmp_path / "encoder.onnx").metadata_props}
+    assert about["quantizer"] == net.vqvae.quant and about["layers"] == str(net.vqvae.quantizer.num_layers)
+
+
 def test_evaluation_and_tokenizing_take_the_pair(checkpoint, data_root, tmp_path):
     export(checkpoint, "--out", tmp_path / "model")
     results, codes = [], []
@@ -220,7 +333,7 @@ def test_onnx_gives_torchs_codes_and_features_at_any_length(kind, tmp_path):
         features, = decoder.run(None, {"codes": codes})
         assert features.dtype == np.float32 and np.abs(features - expected).max() < 1e-4
     for wrong in (-1, net.nb_code):  # an index from the end is none of the codebook
-        with pytest.raises(Exception, match="out of data bounds"):
+        with pytest.raises(Exception, match="out of data bounds|invalid index"):
             decoder.run(None, {"codes": np.array([[0, wrong, 1]])})
     raw = np.random.default_rng(1).normal(0, 1, (1, 8 * unit + unit - 1, 263)).astype(np.float32)
     codes, = encoder.run(None, {"features": raw})

@@ -203,6 +203,88 @@ def test_pictures_and_animations(tokens, checkpoint, net, tmp_path):
         assert np.abs(read - cleaned[frame]).max() < 1e-3
 
 
+@pytest.fixture(scope="module")
+def residual(tmp_path_factory, data_root):
+    """A checkpoint of three residual layers."""
+    path = tmp_path_factory.mktemp("residual") / "net_last.pth"
+    return save_small_net(path, data_root, quantizer="residual", num_quantizers=3)
+
+
+@pytest.fixture(scope="module")
+def layered(residual, data, tmp_path_factory):
+    """Folders of residual codes, of all three layers, of two, and of one."""
+    out = tmp_path_factory.mktemp("layered")
+    for layers in (3, 2, 1):
+        flags = [] if layers == 3 else ["--layers", layers]
+        assert tokenize(residual, "--data-root", data, "--out", out / f"{layers}", *flags) == 0
+    return out
+
+
+def test_residual_codes_have_their_layers_last(layered, residual, data):
+    net = HumanVQVAE.from_checkpoint(residual)
+    for name, frames in zip((data / "all.txt").read_text().split(), LENGTHS):
+        clip = np.load(data / "new_joint_vecs" / f"{name}.npy")[:frames // 4 * 4]
+        x = torch.from_numpy(((clip - net.mean) / net.std).astype(np.float32))[None]
+        with torch.no_grad():
+            codes = net.encode(x)[0].numpy()
+        whole, two, coarse = (np.load(layered / layers / f"{name}.npy") for layers in "321")
+        assert whole.dtype == np.int64 and whole.shape == (frames // 4, 3)
+        assert (whole != codes).mean() < 0.05  # but for ties
+        np.testing.assert_array_equal(two, whole[:, :2])
+        np.testing.assert_array_equal(coarse, whole[None, :, 0])  # (1, T'), as T2M-GPT reads
+    codes = np.concatenate([np.load(path) for path in (layered / "2").glob("*.npy")])
+    for layers in (1, 2, 3):
+        manifest = manifest_of(layered / f"{layers}")
+        assert (manifest["layers"], manifest["nb_code"], manifest["quantizer"]) == (layers, 16, "residual")
+        assert (manifest["codes"], manifest["frames"]) == (layers * len(codes), 4 * len(codes))
+    used = sum(len(set(column)) for column in codes.T.tolist())
+    assert manifest_of(layered / "2")["codes_used"] == used
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_any_number_of_layers_is_decoded(layers, layered, residual, tmp_path):
+    net, tokens = HumanVQVAE.from_checkpoint(residual), layered / f"{layers}"
+    assert tokenize(residual, "--decode", tokens, "--out", tmp_path / "joints", "--to", "joints") == 0
+    for name in (tokens / "clips.txt").read_text().split():
+        codes = np.load(layered / "3" / f"{name}.npy")[:, :layers]
+        joints = np.load(tmp_path / "joints" / f"{name}.npy")
+        np.testing.assert_allclose(joints, net.decode_joints(codes), atol=1e-4)
+    # without a manifest the shape tells: (1, T') and (T',) are the coarse layer
+    file, codes = tmp_path / "bare.npy", np.load(tokens / "000000.npy")
+    for i, array in enumerate([codes] if layers > 1 else [codes, codes[0]]):
+        np.save(file, array)
+        tokenize(residual, "--decode", file, "--out", tmp_path / f"{i}", "--to", "joints")
+        alone = np.load(tmp_path / f"{i}" / "bare.npy")
+        np.testing.assert_allclose(alone, np.load(tmp_path / "joints" / "000000.npy"), atol=1e-4)
+
+
+def test_a_short_row_of_the_coarse_layer_is_not_one_frame_of_all(layered, residual, tmp_path):
+    out = Path(shutil.copytree(layered / "1", tmp_path / "codes"))
+    np.save(out / "000000.npy", np.array([[3, 5, 7]]))
+    tokenize(residual, "--decode", out / "000000.npy", "--out", tmp_path, "--to", "joints")
+    assert len(np.load(tmp_path / "000000.npy")) == 12  # by the manifest; (1, 3) alone would be one frame
+
+
+@pytest.mark.parametrize(("codes", "words"), [
+    (np.array([[1, 2, 3], [4, 16, -1]]), "16 at position 1; expected -1 … 15"),
+    (np.array([[1, 2, -2], [4, 5, -1]]), "-2 at position 0; expected -1 … 15"),
+    (np.zeros((5, 4), int), "would be 5 clips of 4 codes"),
+    (np.zeros((2, 5, 3), int), "int64 of shape (2, 5, 3)"),
+    (np.zeros((5, 3)), "float64 of shape (5, 3)"),
+])
+def test_residual_codes_that_cannot_be_are_one_line(codes, words, residual, tmp_path, capsys):
+    np.save(tmp_path / "x.npy", codes)
+    argv = ("--decode", tmp_path / "x.npy", "--out", tmp_path / "out", "--to", "features")
+    assert words in refused(capsys, residual, *argv)
+    assert not (tmp_path / "out").exists()
+
+
+def test_more_layers_than_there_are_is_one_line(residual, checkpoint, data, tmp_path, capsys):
+    for path, words in ((residual, "has 3 layers of codes, not 4"), (checkpoint, "has 1 layers of codes")):
+        assert words in refused(capsys, path, "--data-root", data, "--out", tmp_path / "out", "--layers", 4)
+    assert not (tmp_path / "out").exists()
+
+
 def test_rows_end_at_the_end_token(tokens, checkpoint, net, tmp_path, capsys):
     codes = np.load(tokens / "000000.npy")[0]
     np.save(tmp_path / "whole.npy", codes[:7].astype(np.uint16))  # one row, any integers
