@@ -226,7 +226,7 @@ def test_onnx_carries_residual_and_finite_scalar_codes(layered, data_root, tmp_p
         for wrong in (lowest - 1, net.nb_code):
             changed = codes.copy()
             changed.reshape(-1)[1] = wrong
-            with pytest.raises(Exception, match="out of data bounds|invalid index"):
+            with pytest.raises(Exception, match=r"out of data bounds|invalid index"):
                 decoder.run(None, {"codes": changed})
     assert min(agree) > 0.97  # but for ties
     about = {entry.key: entry.value for entry in onnx.load(tmp_path / "encoder.onnx").metadata_props}
@@ -333,7 +333,7 @@ def test_onnx_gives_torchs_codes_and_features_at_any_length(kind, tmp_path):
         features, = decoder.run(None, {"codes": codes})
         assert features.dtype == np.float32 and np.abs(features - expected).max() < 1e-4
     for wrong in (-1, net.nb_code):  # an index from the end is none of the codebook
-        with pytest.raises(Exception, match="out of data bounds|invalid index"):
+        with pytest.raises(Exception, match=r"out of data bounds|invalid index"):
             decoder.run(None, {"codes": np.array([[0, wrong, 1]])})
     raw = np.random.default_rng(1).normal(0, 1, (1, 8 * unit + unit - 1, 263)).astype(np.float32)
     codes, = encoder.run(None, {"features": raw})
