@@ -415,4 +415,4 @@ def test_the_command_itself(checkpoint, tmp_path):
     command = [sys.executable, "export_vq.py", "--resume-pth", str(checkpoint), "--out",
                str(tmp_path / "model")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "wrote model.safetensors and config.json" in done.stdout and not done.stderr
+    assert f"wrote {tmp_path / 'model'}: ema_reset, 16 codes" in done.stdout and not done.stderr

@@ -370,4 +370,4 @@ def test_the_command_itself(checkpoint, data, tmp_path):
     command = [sys.executable, "tokenize_vq.py", str(checkpoint), "--data-root", str(data), "--out",
                str(tmp_path / "out")]
     done = subprocess.run([*command, "--device", "cpu"], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "8 clips" in done.stdout and "wrote 8 files and manifest.json" in done.stdout and not done.stderr
+    assert "wrote 8 files and manifest.json" in done.stdout and not done.stderr
