@@ -121,8 +121,10 @@ def test_a_signal_stops_all_ranks_at_one_step(data_root, tmp_path):
 
 
 @pytest.mark.parametrize(("flags", "words"), [
-    (("--batch-size", "6"), "does not divide by 4 ranks"),
-    (("--vq-norm", "BN"), "BN cannot work on several ranks")])
+    (("--batch-size", "6"), "is no multiple of 4, ranks"),
+    (("--vq-norm", "BN"), "BN cannot work on several ranks"),
+    (("--batch-size", "8", "--grad-accum", "2", "--quantizer", "residual", "--shared-codebook"),
+     "moves within a batch")])
 def test_what_cannot_work_on_several_ranks_is_refused(flags, words):
     with pytest.raises(UserError, match=words):
         check_ranks(small_args("unused", "unused", *flags), 4)

@@ -1,7 +1,4 @@
-"""The ranks of a run that torchrun started, and stopping all of them at the same step.
-
-One process is rank 0 of 1.
-"""
+"""The ranks of a run that torchrun started, one process being rank 0 of 1, and stopping all at one step."""
 import atexit
 import os
 import signal
@@ -14,7 +11,6 @@ import torch.distributed as dist
 from utils.device import rank_and_world
 from utils.errors import UserError
 
-# SIGUSR1 does not exist on Windows
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
@@ -22,7 +18,7 @@ def start_ranks():
     """Join the other processes of a torchrun, if this is one of several. Returns (rank, number of ranks)."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         store, rank, world = next(dist.rendezvous("env://"))
-        # torchrun keeps its store when it restarts the ranks: a prefix hides the addresses of those that died
+        # torchrun keeps its store over a restart: a prefix hides the addresses of ranks that died
         store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=world)
@@ -31,22 +27,22 @@ def start_ranks():
 
 
 def check_ranks(args, world):
-    """Refuse flags that cannot work on `world` ranks."""
+    """Refuse flags with which ranks and micro-batches cannot share a batch."""
     parts = world * args.grad_accum
     if args.batch_size % parts:
-        raise UserError(f"--batch-size {args.batch_size} does not divide by {world} ranks × --grad-accum "
-                        f"{args.grad_accum}; use a multiple of {parts}")
-    if world > 1 and args.vq_norm == "BN":
-        raise UserError("--vq-norm BN cannot work on several ranks: use LN or GN")
+        raise UserError(f"--batch-size {args.batch_size} is no multiple of {parts}, ranks × --grad-accum")
+    if parts > 1 and args.vq_norm == "BN":
+        raise UserError("--vq-norm BN cannot work on several ranks or micro-batches: use LN or GN")
+    if args.grad_accum > 1 and args.shared_codebook:
+        raise UserError("--grad-accum cannot work with --shared-codebook, which moves within a batch")
 
 
 def from_rank_zero(value):
     """Broadcast `value`, tensors and primitives, from rank 0 and return it on every rank."""
+    box = [value]
     if rank_and_world()[1] > 1:
-        box = [value]
         dist.broadcast_object_list(box)
-        return box[0]
-    return value
+    return box[0]
 
 
 @contextmanager
@@ -56,15 +52,14 @@ def rank_zero_first():
     if rank:
         dist.barrier()
     yield
-    if world > 1 and rank == 0:
+    if world > 1 and not rank:
         dist.barrier()
 
 
 class Signals:
     """Record the first SIGINT, SIGTERM or SIGUSR1 for a clean stop; a second one acts as usual."""
 
-    def __init__(self):
-        self.first, self.since = 0, 0.0
+    first = 0
 
     def __enter__(self):
         self.before = {number: signal.signal(number, self._note) for number in SIGNALS}
@@ -77,16 +72,13 @@ class Signals:
     def _note(self, number, _):
         if not self.first:
             self.first, self.since = number, time.monotonic()
-        elif rank_and_world()[1] == 1 or time.monotonic() > self.since + 1:
-            # torchrun forwards a Ctrl-C that the ranks have already received: within a second it is the same
-            # one
+        elif rank_and_world()[1] == 1 or time.monotonic() > self.since + 1:  # torchrun repeats a Ctrl-C
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 
     def received(self):
         """Return the signal to stop for, the same on every rank, or 0."""
-        if rank_and_world()[1] == 1:
-            return self.first
         number = torch.tensor(self.first)
-        dist.all_reduce(number, dist.ReduceOp.MAX)
-        return int(number)
+        if rank_and_world()[1] > 1:
+            dist.all_reduce(number, dist.ReduceOp.MAX)
+        return signal.Signals(int(number)) if number else 0

@@ -1,50 +1,40 @@
 """One run, one folder: its lock, its log, its TensorBoard events and its checkpoints."""
 import logging
-import os
 import re
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
+import torch
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
-from training.checkpoint import (
-    find_state,
-    is_state,
-    network_content,
-    save_checkpoint,
-    save_state,
-    whole_state,
-)
+from models.loading import load_checkpoint
 from training.dashboard import Dashboard
 from training.step import warm_up_steps
 from utils.errors import UserError
-from utils.files import exclusive_lock, remove_stale, write_json
+from utils.files import atomic_write, exclusive_lock, remove_stale, write_json
 
-RUN_FILES = re.compile(r"(net|state)_\w+\.pth|(args|hashes|eval_\w+)\.json|run\.log|events\.out\..*|vis_.*")
+STATE, PREVIOUS, NEXT = "state_last.pth", "state_prev.pth", "state_next.pth"
+RUN_FILES = re.compile(r"(net|state)_\w+\.pth|(args|eval_\w+)\.json|run\.log|events\.out\..*|vis_.*")
 TEST_TAGS = {"fid": "FID", "diversity": "Diversity"}  # upstream's spelling of two metrics
 
 
 @contextmanager
-def open_run(args, silent=False):
-    """Make or enter OUT_DIR/EXP_NAME, lock it and open its log. Yields a RunFolder.
-
-    silent: write nothing, for every rank but 0. Raises UserError where the folder cannot be written, is in
-    use, or holds a run that neither --resume nor --overwrite speaks of.
-    """
-    path = os.path.join(args.out_dir, args.exp_name)
-    if silent:
-        yield RunFolder(path, args, open_log(None), silent)
+def open_run(args, rank):
+    """Lock OUT_DIR/EXP_NAME and yield its RunFolder. Raises UserError where another run uses or holds it."""
+    if rank:
+        yield NoRunFolder()
         return
+    path = Path(args.out_dir, args.exp_name)
     with exclusive_lock(path, "choose another --out-dir or --exp-name"):
         clear_folder(path, args)
-        run = RunFolder(path, args, open_log(path))
+        run = RunFolder(path, args)
         try:
             yield run
         except UserError as error:
             for line in (error, *error.details):
-                run.log.error(line, extra={"file_only": line is error})
+                run.log.error(line)
             raise
         finally:
             run.close()
@@ -53,84 +43,87 @@ def open_run(args, silent=False):
 def clear_folder(path, args):
     """Remove temporary files and, with --overwrite, the run in the folder. Refuse to mix two runs."""
     remove_stale(path)
-    old = [name for name in os.listdir(path) if RUN_FILES.fullmatch(name)]
-    begun = sorted(name for name in old if name != "run.log")  # a start that was refused leaves only its log
-    own_state = is_state(args.resume_pth) and os.path.samefile(os.path.dirname(args.resume_pth) or ".", path)
+    old = [file for file in path.iterdir() if RUN_FILES.fullmatch(file.name)]
+    begun = [file for file in old if file.name != "run.log"]  # a start that was refused leaves only its log
+    given = given_state(args)
     if args.overwrite:
-        for name in old:
-            os.remove(os.path.join(path, name))
-    elif begun and not (args.resume or own_state):
-        raise UserError(f"{path}: holds a run ({begun[0]}, …); go on with --resume auto, start anew with "
-                        "--overwrite, or choose another --exp-name")
+        for file in old:
+            file.unlink()
+    elif begun and not args.resume and not (given and given.resolve().parent == path.resolve()):
+        raise UserError(f"{path}: holds a run; choose --resume auto, --overwrite, or another --exp-name")
 
 
-class TqdmHandler(logging.StreamHandler):
-    """Write log lines above the progress bar."""
-
-    def emit(self, record):
-        if not getattr(record, "file_only", False):
-            tqdm.write(self.format(record), file=sys.stdout)
-            sys.stdout.flush()
+def given_state(args):
+    """Return the path of a saved state, which resumes exactly, where --resume-pth names one, else None."""
+    path = Path(args.resume_pth or "")
+    return path if path.name.startswith("state_") else None
 
 
-def open_log(path):
-    """Return a logger that writes to the terminal and to PATH/run.log; with path None it is silent."""
-    log = logging.Logger("train_vq")
-    file = logging.FileHandler(os.path.join(path, "run.log"), encoding="utf-8") if path else None
-    for handler in (TqdmHandler(), file) if path else (logging.NullHandler(),):
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        log.addHandler(handler)
-    return log
+class NoRunFolder:
+    """The run folder of every rank but 0: it writes nothing."""
+
+    log = logging.Logger("silent", logging.CRITICAL + 1)
+
+    def __getattr__(self, name):
+        return lambda *args: None
 
 
 class RunFolder:
     """The folder of one run. What fails in drawing or in writing events costs a warning, never the run."""
 
-    def __init__(self, path, args, log, silent=False):
-        self.path, self.args, self.log, self.silent = path, args, log, silent
-        self.warm_up = warm_up_steps(args)
-        self.writer = self.board = None
+    def __init__(self, path, args):
+        self.path, self.args, self.writer = path, args, None
+        self.log, terminal = logging.Logger("train_vq"), logging.StreamHandler(sys.stdout)
+        terminal.addFilter(lambda record: not isinstance(record.msg, UserError))  # the script prints it
+        for handler in (terminal, logging.FileHandler(path / "run.log", encoding="utf-8")):
+            handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            self.log.addHandler(handler)
 
     def find_state(self):
-        """Return the state to resume from, or None."""
-        return None if self.silent else find_state(self.args, self.path, self.log)
+        """Return the state that --resume-pth names, the newest readable one with --resume, or None."""
+        if given := given_state(self.args):
+            return load_checkpoint(given)
+        paths = sorted(self.path.glob("state_[lp]*.pth")) if self.args.resume else []
+        for path in paths[:-1]:
+            try:
+                return load_checkpoint(path)
+            except UserError as error:
+                self.log.warning(f"cannot read a state: {error}")
+        return load_checkpoint(paths[-1]) if paths else None
 
-    def start(self, net, average, val, step, usage=()):
+    def start(self, net, parts, val, step, usage):
         """Write args.json and open TensorBoard; events after `step`, of before a resume, are hidden."""
-        self.net, self.average = net, average
-        self.time, self.step = time.monotonic(), step
-        if not self.silent:
-            write_json(os.path.join(self.path, "args.json"), vars(self.args))
-            with self._harmless("TensorBoard"):
-                self.writer = SummaryWriter(self.path, purge_step=max(step - self.warm_up, 0) + 1)
-                self.board = Dashboard(self.writer, net, val, self.args.nb_vis, usage)
+        self.net, self.parts, self.time, self.step = net, parts, time.monotonic(), step
+        self.warm_up = warm_up_steps(self.args)
+        write_json(self.path / "args.json", vars(self.args))
+        self.writer = SummaryWriter(self.path, purge_step=max(step - self.warm_up, 0) + 1)
+        self.board = Dashboard(self.writer, net, val, self.args.nb_vis, usage)
 
     def report(self, step, rate, means):
         """Log the means since the last report. Curves begin after the warm-up, as upstream."""
-        now, warm = time.monotonic(), step <= self.warm_up
+        now = time.monotonic()
         speed = self.args.batch_size * (step - self.step) / (now - self.time)
         self.time, self.step = now, step
-        name, iteration = ("Warmup", step) if warm else ("Train", step - self.warm_up)
-        self.log.info(f"{name} iter {iteration}: lr {rate:.6f} recons {means['L1']:.5f} "
-                      f"vel {means['Vel']:.5f} commit {means['Commit']:.5f} ppl {means['PPL']:.2f} "
-                      f"codes used {means['Codebook_use']:.0%} grad {means['Grad_norm']:.3f} "
+        name, iteration = ("Warmup", step) if step <= self.warm_up else ("Train", step - self.warm_up)
+        loss, vel, commit, ppl, norm, use = means.values()
+        self.log.info(f"{name} iter {iteration}: lr {rate:.6f} recons {loss:.5f} vel {vel:.5f} "
+                      f"commit {commit:.5f} ppl {ppl:.2f} codes used {use:.0%} grad {norm:.3f} "
                       f"| {speed:.0f} windows/s")
-        if not warm:
-            self._scalars("./Train/", {**means, "LR": rate, "Windows_per_s": speed}, iteration)
+        if name == "Train":
+            means = {**means, "LR": rate, "Windows_per_s": speed}
+            self._try(self.board.add_scalars, "Train", means, iteration)
 
     def report_validation(self, step, result):
         """Log the metrics of a validation and draw its pictures."""
         iteration = step - self.warm_up
         text = f", FID {result['fid']:.4f}, top 1 {result['top1']:.3f}" if "fid" in result else ""
         self.log.info(f"val after {iteration}: recons {result['recons']:.5f}, MPJPE {result['mpjpe']:.2f} mm "
-                      f"root-aligned, {result['mpjpe_global']:.1f} mm global, "
-                      f"codes used {result['codes_used']:.0f}, perplexity {result['perplexity']:.1f}{text}")
+                      f"root-aligned, {result['mpjpe_global']:.1f} mm global, codes used "
+                      f"{result['codes_used']}, perplexity {result['perplexity']:.1f}{text}")
         numbers = {TEST_TAGS.get(name, name): value for name, value in result.items()
                    if isinstance(value, (int, float)) and name not in ("clips", "frames")}
-        self._scalars("./Test/", numbers, iteration)
-        if self.board:
-            with self._harmless("drawing"):
-                self.board.draw_validation(result, iteration)
+        self._try(self.board.add_scalars, "Test", numbers, iteration)
+        self._try(self.board.draw_validation, result, iteration)
 
     def save_best(self, scores, best, step):
         """Save net_best_NAME.pth for every score, {name: smaller is better}, below the one in `best`."""
@@ -139,44 +132,39 @@ class RunFolder:
                 best[name] = score
                 self.save_network(f"net_best_{name}.pth", step, best)
 
-    def save_network(self, name, step, best):
-        """Save the network under a name."""
-        if not self.silent:
-            save_checkpoint(os.path.join(self.path, name), self._network(step, best))
+    def save_network(self, name, step, best, parts=("ema",), **more):
+        """Save weights, arguments, step, statistics, best metrics, the state of `parts`, and `more`."""
+        content = dict(more, net=self.net.state_dict(), args=vars(self.args), iter=step, best=best,
+                       mean=torch.as_tensor(self.net.mean), std=torch.as_tensor(self.net.std),
+                       quantizer=self.net.vqvae.quantizer.training_state())
+        content.update((part, self.parts[part].state_dict()) for part in parts)
+        with atomic_write(self.path / name, flush=True) as file:
+            torch.save(content, file)
 
-    def save_state(self, step, best, optimizer, scaler, meter, content):
-        """Save everything that a resume needs."""
-        if not self.silent:
-            usage = self.board.usage if self.board else []
-            save_state(self.path, whole_state(self._network(step, best), optimizer, scaler, meter,
-                                              usage=usage, content=content))
-
-    def _network(self, step, best):
-        return network_content(self.net, self.average, self.args, step, best)
+    def save_state(self, step, best, content):
+        """Save all that an exact resume needs as state_last.pth; the one before becomes state_prev.pth."""
+        cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+        self.save_network(NEXT, step, best, self.parts, rng=torch.get_rng_state(), rng_cuda=cuda,
+                          usage=self.board.usage, content=content)
+        if (self.path / STATE).exists():
+            (self.path / STATE).replace(self.path / PREVIOUS)
+        (self.path / NEXT).replace(self.path / STATE)
 
     def finish(self):
         """Write the flags beside the final metrics, and every drawn clip as vis_NAME.gif."""
-        if self.board:
-            with self._harmless("drawing"):
-                self.board.finish(self.args, self.path, self.log)
+        self._try(self.board.finish, self.args, self.path, self.log)
+        self.log.info(f"Done: {self.step} steps; weights in {self.path}/net_last.pth.")
 
     def close(self):
         """Close events and log."""
         if self.writer:
-            with self._harmless("TensorBoard"):
-                self.writer.close()
+            self.writer.close()
         for handler in self.log.handlers:
             handler.close()
 
-    def _scalars(self, prefix, values, iteration):
-        if self.writer:
-            with self._harmless("TensorBoard"):
-                for tag, value in values.items():
-                    self.writer.add_scalar(prefix + tag, value, iteration)
-
-    @contextmanager
-    def _harmless(self, what):
+    def _try(self, draw, *args):
         try:
-            yield
+            draw(*args)
         except Exception as error:  # whatever a writer or a picture raises: training goes on
-            self.log.warning(f"{what}: {type(error).__name__}: {str(error).strip()[:160]}; training goes on")
+            what = f"{draw.__name__}: {type(error).__name__}: {error}"
+            self.log.warning(f"{what[:160]}; training goes on")

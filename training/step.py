@@ -1,7 +1,4 @@
-"""One optimisation step: learning rate, losses, gradient, update. Nothing here waits for the device.
-
-B windows, T frames, D features, C channels, K codes, R rows of latents.
-"""
+"""One optimisation step. Nothing waits for the device. B windows, T frames, D features, R rows of latents."""
 import contextlib
 import copy
 import math
@@ -10,6 +7,7 @@ from types import SimpleNamespace
 import torch
 import torch.nn as nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from utils.device import all_reduce, rank_and_world
 from utils.losses import ReConsLoss
@@ -23,34 +21,18 @@ def warm_up_steps(args):
 
 
 def learning_rate(step, args):
-    """Return upstream's learning rate at a step, counted from 1 through warm-up and training.
-
-    Warm-up steps 1 … w-1 (w = --warm-up-iter) run at lr·(step+1)/(w+1). Training starts from the rate
-    that the warm-up ended at, times gamma for every milestone that training iteration step-(w-1) has passed,
-    or times a half cosine over --total-iter.
-    """
+    """Return upstream's learning rate, or a half cosine, at a step from 1 through warm-up and training."""
     warm_up = warm_up_steps(args)
     if step <= warm_up:
         return args.lr * (step + 1) / (args.warm_up_iter + 1)
-    base = args.lr * (warm_up + 1) / (args.warm_up_iter + 1) if warm_up else args.lr
+    base = learning_rate(warm_up, args) if warm_up else args.lr  # decays from where the warm-up ended
     if args.lr_decay == "cosine":
         return base * (1 + math.cos(math.pi * (step - warm_up - 1) / args.total_iter)) / 2
     return base * args.gamma ** sum(step - warm_up > milestone for milestone in args.lr_scheduler)
 
 
-def set_learning_rate(optimizer, step, args):
-    """Set the learning rate of a step; return it."""
-    rate = learning_rate(step, args)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    return rate
-
-
 class Objective(nn.Module):
-    """Windows in, losses out: what is differentiated, compiled and wrapped for several ranks.
-
-    The convolutions run in the precision of --amp; quantizer, statistics and losses stay float32.
-    """
+    """Windows in, losses out. The convolutions run in the precision of --amp, all else in float32."""
 
     def __init__(self, net, args):
         super().__init__()
@@ -94,7 +76,7 @@ def train_step(objective, net, optimizer, scaler, parts):
     """Run one optimisation step on this rank's micro-batches, equal tensors (B, T, D) on the device.
 
     optimizer: fused. scaler: GradScaler, enabled for fp16. If the loss or the gradient of any rank is not
-    finite, weights and codebook stay unchanged; that is decided on the device.
+    finite, the step is refused on the device: weights and codebook stay unchanged.
     Returns a namespace over the whole batch: losses (4,) as of Objective, counts (K,) or (Q, K) of the codes,
     perplexity, gradient norm, refused () bool, and bad () bool: refused, and not by fp16's loss scale.
     """
@@ -103,15 +85,13 @@ def train_step(objective, net, optimizer, scaler, parts):
     if not quantizer.filled:
         init_codebook(net, parts)
     optimizer.zero_grad(set_to_none=True)
-    losses, rows, idx = [], [], []
-    for x in parts:
-        last = len(losses) + 1 == len(parts)  # it averages the gradient over the ranks
-        with contextlib.nullcontext() if last or world == 1 else objective.no_sync():
-            part = objective(x)
-            scaler.scale(part[0][-1] / len(parts)).backward()
-        losses.append(part[0].detach())
-        rows.append(part[1])
-        idx.append(part[2])
+    outputs = []
+    for left, x in zip(reversed(range(len(parts))), parts):  # the last averages the gradient over the ranks
+        with objective.no_sync() if left and world > 1 else contextlib.nullcontext():
+            losses, rows, idx = objective(x)
+            scaler.scale(losses[-1] / len(parts)).backward()
+        outputs.append((losses.detach(), rows, idx))
+    losses, rows, idx = zip(*outputs)
     scaler.unscale_(optimizer)
     norm = torch.nn.utils.get_total_norm([p.grad for p in net.parameters() if p.grad is not None])
     loss = all_reduce(torch.stack(losses).mean(0) / world)
@@ -123,3 +103,40 @@ def train_step(objective, net, optimizer, scaler, parts):
     scaler.update()
     return SimpleNamespace(losses=loss, counts=counts, perplexity=quantizer.perplexity(counts), norm=norm,
                            refused=refused, bad=bad if scaler.is_enabled() else refused)
+
+
+class WeightAverage:
+    """The moving average of a net's parameters (--ema-weights; arXiv 1803.05407). decay: None for none."""
+
+    def __init__(self, net, decay):
+        self.parameters, self.decay = dict(net.named_parameters()) if decay else {}, decay
+        self.values = {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    def update(self, step):
+        """Move the average towards the weights after a step; at first faster, to forget untrained ones."""
+        if self.decay:
+            decay = min(self.decay, (1 + step) / (10 + step))
+            get_ema_multi_avg_fn(decay)([*self.values.values()], [*self.parameters.values()], step)
+
+    @contextlib.contextmanager
+    def applied(self):
+        """Give the net the averaged weights within a block, and its own back afterwards."""
+        own = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        copy_into(self.parameters, self.values)
+        yield
+        copy_into(self.parameters, own)
+
+    def state_dict(self):
+        """Return the averaged weights, {name: tensor}."""
+        return self.values
+
+    def load_state_dict(self, state):
+        """Take over averaged weights."""
+        copy_into(self.values, state)
+
+
+@torch.no_grad()
+def copy_into(tensors, values):
+    """Copy values into the tensors of the same names."""
+    for name, tensor in tensors.items():
+        tensor.copy_(values[name])

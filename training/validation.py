@@ -1,5 +1,4 @@
 """Metrics of the validation split while a run trains."""
-import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,14 +20,12 @@ def load_validation(args, root, net, log):
 
     Returns None, and says why in the log, where there is no clip to evaluate.
     """
-    spec, split = net.spec, os.path.join(root, "val.txt")
-    if not os.path.exists(split):
-        log.warning(f"No validation: {split} does not exist.")
-        return None
-    clips = load_split(root, "val", spec, net.mean, net.std, args.skip_bad_clips, cache=not args.no_cache)
-    if not len(select_clips(clips, spec)[0]):
-        wanted = f"{spec.min_eval_frames} to {MAX_EVAL_FRAMES - 1} frames"
-        log.warning(f"No validation: {split} has no clip of {wanted}.")
+    spec, split, clips = net.spec, Path(root, "val.txt"), None
+    if split.exists():
+        clips = load_split(root, "val", spec, net.mean, net.std, args.skip_bad_clips, cache=not args.no_cache)
+    if clips is None or not len(select_clips(clips, spec)[0]):
+        log.warning(f"No validation: {split} is missing or has no clip of "
+                    f"{spec.min_eval_frames} to {MAX_EVAL_FRAMES - 1} frames.")
         return None
     val = SimpleNamespace(clips=clips, extractors=None)
     folder, glove, missing = find_missing(spec, args.evaluator_dir, args.glove_dir)
@@ -36,19 +33,16 @@ def load_validation(args, root, net, log):
         log.info(f"Validation without FID and R-precision: {missing[0]}")
         return val
     extractors = load_extractors(spec, folder, glove)
-    captioned = load_captioned(clips, Path(root, "texts"), spec, extractors.vectorizer)
-    if len(captioned.clip) >= BATCH:
-        val.extractors, val.captioned = extractors, captioned
+    val.captioned = load_captioned(clips, Path(root, "texts"), spec, extractors.vectorizer)
+    if len(val.captioned.clip) >= BATCH:
+        val.extractors = extractors
     else:
         log.warning(f"Validation without FID and R-precision: under {BATCH} captioned clips.")
     return val
 
 
 def validate(net, val, step, args):
-    """Return the metrics of the validation split, over all ranks, as `evaluate_clips` does.
-
-    Of residual codes also the error by number of layers decoded, and the use of each layer.
-    """
+    """Return the metrics of the validation split, over all ranks; of residual codes also layer by layer."""
     result = evaluate_clips(net, val.clips, loss=args.recons_loss)
     layers = net.vqvae.quantizer.num_layers
     for q, counts in enumerate(result["counts"] if layers > 1 else (), 1):
