@@ -27,6 +27,11 @@ def test_recipes_read_as_their_commands():
     assert vars(get_args_parser([f"@{ROOT}/options/t2m.args"])) == vars(get_args_parser(PUBLISHED))
     kit = get_args_parser([f"@{ROOT}/options/kit.args", "--batch-size", "8"])
     assert kit.dataname == "kit" and kit.batch_size == 8
+    momask = get_args_parser([f"@{ROOT}/options/momask.args"])
+    published = dict(quantizer="residual", num_quantizers=6, nb_code=512, code_dim=512, batch_size=256,
+                     quantize_dropout_prob=0.2, sample_codebook_temp=0.5, block_dropout=0.2, gamma=0.05,
+                     lr=2e-4, warm_up_iter=2000, lr_scheduler=[150000, 250000], feat_bias=5)
+    assert {name: getattr(momask, name) for name in published} == published
 
 
 @pytest.mark.parametrize(("flags", "words"), [
@@ -56,6 +61,12 @@ def test_recipes_read_as_their_commands():
     ("--vis-gt", "does nothing"),
     ("--tota-iter 3", "unrecognized"),
     ("--float64 --amp bf16", "contradicts"),
+    ("--float64 --tf32", "contradicts"),
+    ("--lr-decay cosine --lr-scheduler 5", "acts only with --lr-decay milestones"),
+    ("--loss-vel 0 --vel-slice velocities", "acts only with --loss-vel"),
+    ("--force", "acts only on a resumed run"),
+    ("--num-quantizers 3", "acts only with --quantizer residual"),
+    ("--fsq-levels 8 5", "acts only with --quantizer fsq"),
     ("--amp fp8", "invalid choice"),
 ])
 def test_what_cannot_work_is_refused_in_one_line(flags, words, capsys):
