@@ -137,9 +137,10 @@ def test_parts_of_a_batch_equal_the_whole(norm):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("quantizer", ["ema_reset", "orig"])
+@pytest.mark.parametrize("quantizer", [
+    "ema_reset", "orig", "residual --num-quantizers 3 --quantize-dropout-prob 0.5", "fsq --fsq-levels 4 4"])
 def test_the_step_is_one_graph_and_compiled_once(quantizer):
-    net, objective, optimizer, scaler, x = setup("--quantizer", quantizer, "--amp", "bf16")
+    net, objective, optimizer, scaler, x = setup("--quantizer", *quantizer.split(), "--amp", "bf16")
     graphs = []
 
     def keep(graph, _):
