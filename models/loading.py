@@ -66,7 +66,9 @@ def load_checkpoint(path):
     if not isinstance(args, dict) or not isinstance(step, int | float | None):
         found = f"args is a {type(args).__name__}, iter a {type(step).__name__}"
         raise UserError(f"{path}: {found}; expected a dictionary and a number")
-    return {**content, "net": strip_prefixes(content[key], path), "args": _plain(args)}
+    averaged = content.get("ema") if isinstance(content.get("ema"), dict) else {}
+    return {**content, "net": strip_prefixes(content[key], path), "ema": strip_prefixes(averaged, path),
+            "args": _plain(args)}
 
 
 def _plain(values):

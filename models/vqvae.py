@@ -130,7 +130,7 @@ class HumanVQVAE(nn.Module):
             net = cls.from_args(SimpleNamespace(**args))
         except ValueError as error:
             raise UserError(f"{path}: {error}") from None
-        checkpoint["net"] = {**checkpoint["net"], **checkpoint.get("ema", {})}
+        checkpoint["net"] = {**checkpoint["net"], **checkpoint["ema"]}
         load_net(net, checkpoint, path)
         net.recipe, net.remarks = checkpoint["args"], remarks
         return net.to(device).eval()

@@ -315,3 +315,5 @@ def test_averaged_weights_count_where_the_file_holds_them(save, net, weights):
     loaded = HumanVQVAE.from_checkpoint(save({"net": weights, "ema": ema}))
     assert (loaded.vqvae.encoder.model[0].bias == 7).all()
     assert torch.equal(loaded.vqvae.encoder.model[0].weight, net.vqvae.encoder.model[0].weight)
+    nan = {"vqvae.encoder.model.0.bias": torch.full((32,), torch.nan)}
+    assert "encoder.model.0.bias holds NaN" in refusal(save({"net": weights, "ema": nan}))
