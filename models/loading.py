@@ -25,7 +25,7 @@ PAIR, PAIR_VERSION = "motion-vqvae", 1
 WEIGHTS = ("net_last.pth", MODEL, "model/net_best_fid.tar", "model/latest.tar")
 
 CONSTRUCTOR = [*NET_ARGS][[*NET_ARGS].index("nb_code"):]  # HumanVQVAE's parameters after `args`, in order
-ALIASES = {"activation": "vq_act", "norm": "vq_norm", "dataset_name": "dataname", "dropout": "block_dropout"}
+ALIASES = {"activation": "vq_act", "norm": "vq_norm", "dataset_name": "dataname"}
 CHOICES = {"dataname": tuple(SPECS), "quantizer": QUANTIZERS, "vq_act": ACTIVATIONS,
            "vq_norm": (None, *NORMS[1:]), "shared_codebook": (False, True)}
 UNTOLD = ("quantizer", "vq_act", "vq_norm", "dilation_growth_rate")  # no tensor may tell: said when assumed

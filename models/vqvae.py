@@ -41,13 +41,13 @@ class VQVAE_251(nn.Module):
     """
 
     def __init__(self, args, nb_code=512, code_dim=512, output_emb_width=512, down_t=3, stride_t=2, width=512,
-                 depth=3, dilation_growth_rate=3, activation="relu", norm=None, dropout=0.0):
+                 depth=3, dilation_growth_rate=3, activation="relu", norm=None):
         super().__init__()
         if output_emb_width != code_dim:
             raise ValueError(f"output_emb_width {output_emb_width} and code_dim {code_dim} must be equal")
         self.code_dim, self.num_code, self.quant, self.down_t = code_dim, nb_code, args.quantizer, down_t
         shape = (get_spec(args.dataname).width, output_emb_width, down_t, stride_t, width, depth,
-                 dilation_growth_rate, activation, norm, dropout)
+                 dilation_growth_rate, activation, norm, getattr(args, "block_dropout", 0.0))
         self.encoder, self.decoder = Encoder(*shape), Decoder(*shape)
         self.quantizer = QUANTIZERS[args.quantizer](nb_code, code_dim, args)
 
@@ -117,7 +117,7 @@ class HumanVQVAE(nn.Module):
     def from_checkpoint(cls, path, device="cpu", **overrides):
         """Rebuild a trained net, in eval mode, from a file alone; with averaged weights where it holds them.
 
-        path: as of `load_checkpoint`. overrides: names of NET_ARGS, `activation`, `norm` or `dropout`, for
+        path: as of `load_checkpoint`. overrides: names of NET_ARGS, `activation` or `norm`, for
         what the file does not record (upstream's). Raises UserError where one contradicts the file, for a
         file that is damaged or of another network, and for a missing device; TypeError for other keywords.
         """

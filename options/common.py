@@ -10,12 +10,12 @@ DATASETS = ("t2m", "kit", "demo")
 ACTIVATIONS, NORMS = ("relu", "silu", "gelu"), ("none", "LN", "GN", "BN")
 QUANTIZERS = ("ema_reset", "orig", "ema", "reset", "residual", "fsq")
 NET_ARGS = {  # what rebuilds a network, at the published values
-    "dataname": "t2m", "quantizer": "ema_reset", "mu": 0.99, "beta": 1.0,
+    "dataname": "t2m", "quantizer": "ema_reset", "mu": 0.99, "beta": 1.0, "block_dropout": 0.0,
     "num_quantizers": 6, "shared_codebook": False, "quantize_dropout_prob": 0.2, "sample_codebook_temp": 0.0,
     "fsq_levels": None,
     # the constructor's parameters after its `args`, in their order
     "nb_code": 512, "code_dim": 512, "output_emb_width": 512, "down_t": 2, "stride_t": 2, "width": 512,
-    "depth": 3, "dilation_growth_rate": 3, "vq_act": "relu", "vq_norm": None, "block_dropout": 0.0,
+    "depth": 3, "dilation_growth_rate": 3, "vq_act": "relu", "vq_norm": None,
 }
 
 

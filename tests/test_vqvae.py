@@ -114,7 +114,7 @@ def test_both_constructors_have_one_signature():
     names = list(inspect.signature(HumanVQVAE).parameters)
     assert names == list(inspect.signature(VQVAE_251).parameters) == [
         "args", "nb_code", "code_dim", "output_emb_width", "down_t", "stride_t", "width", "depth",
-        "dilation_growth_rate", "activation", "norm", "dropout"]
+        "dilation_growth_rate", "activation", "norm"]
 
 
 def test_features_are_turned_for_the_encoder_and_back():
