@@ -47,7 +47,7 @@ def test_a_precision_is_slow_where_its_convolutions_take_longer(cost, slow, monk
 
 
 @pytest.mark.parametrize(("flags", "words"), [
-    ("--learning 1", "unrecognized"), ("--stride-t 4", "--stride-t 2"), ("--window-size 62", "multiple of 4"),
+    ("--learning 1", "unrecognized"), ("--stride-t 4", "must be 2"), ("--window-size 62", "multiple of 4"),
     ("--only parts", "parts")])
 def test_what_cannot_work_is_refused_in_one_line(flags, words, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -79,7 +79,7 @@ def test_text_reads_with_and_without_a_mark(tmp_path, data):
 
 
 @pytest.mark.parametrize(("data", "found"), [
-    ("id".encode("utf-16"), "UTF-16"), ("id".encode("utf-16-be"), "UTF-16"), (b"\xe9t\xe9", "no UTF-8 text"),
+    ("id".encode("utf-16"), "UTF-16"), ("id".encode("utf-16-be"), "UTF-16"), (b"\xe9t\xe9", "or no text"),
     (b"version https://git-lfs", "git lfs pull"), (b"\x93NUMPY\x01", "an array of numpy.save")])
 def test_what_is_no_text_is_named(tmp_path, data, found):
     (tmp_path / "x.txt").write_bytes(data)

@@ -227,7 +227,7 @@ def test_advice_does_not_go_in_circles(root, tmp_path):
     (", ".join(f"{i:06d}" for i in range(99)), "is no clip id"),
     ("000000\n000001\n".encode("utf-16"), "is UTF-16 text"),
     ("000000\n".encode("utf-16-le"), "is UTF-16 text"),
-    (b"caf\xe9\n", "no UTF-8 text"), (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+    (b"caf\xe9\n", "or no text"), (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
     (b"<!DOCTYPE html>", "a web page")])
 def test_split_files_of_another_kind_are_named(root, text, words):
     (root / "train.txt").write_bytes(text.encode() if isinstance(text, str) else text)

@@ -100,7 +100,7 @@ def read_text(path, expected):
             text = Path(path).read_bytes().decode("utf-8-sig")
             if "\0" not in text:
                 return text
-        found = "UTF-16 text, or no UTF-8 text: save it as UTF-8"
+        found = "UTF-16 text or no text: save it as UTF-8"
     raise UserError(f"{path}: is {found}; expected {expected}")
 
 
