@@ -1,4 +1,6 @@
 """Joints out to animation tools: inverse kinematics onto one clean skeleton, written as BVH."""
+import warnings
+
 import numpy as np
 from scipy.spatial.transform import Rotation
 
@@ -57,7 +59,9 @@ def write_bvh(path, joints, spec):
 
 def euler_zxy(rotations):
     """Return degrees (T, …, 3) about z, x, y of matrices (T, …, 3, 3) = Rz·Rx·Ry, without jumps of 360°."""
-    angles = Rotation.from_matrix(rotations.reshape(-1, 3, 3)).as_euler("ZXY", degrees=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # where two axes fall together: any split of the turn is right
+        angles = Rotation.from_matrix(rotations.reshape(-1, 3, 3)).as_euler("ZXY", degrees=True)
     return np.unwrap(angles.reshape(rotations.shape[:-1]), axis=0, period=360)
 
 

@@ -123,7 +123,7 @@ class ResidualVQ(BaseQuantizer):
 
     def perplexity(self, counts):
         """Return the mean perplexity of the layers in use, of code counts (Q, K)."""
-        layers = torch.stack([layer.perplexity(row.clamp(min=0)) for layer, row in zip(self.layers, counts)])
+        layers = torch.stack([layer.perplexity(row) for layer, row in zip(self.layers, counts)])
         used = counts.sum(1) > 0
         return torch.where(used, layers, 0).sum() / used.sum()
 

@@ -117,9 +117,9 @@ class HumanVQVAE(nn.Module):
     def from_checkpoint(cls, path, device="cpu", **overrides):
         """Rebuild a trained net, in eval mode, from a file alone; with averaged weights where it holds them.
 
-        path: as of `load_checkpoint`. overrides: names of NET_ARGS, `activation` or `norm`, for
-        what the file does not record (upstream's). Raises UserError where one contradicts the file, for a
-        file that is damaged or of another network, and for a missing device; TypeError for other keywords.
+        path: as of `load_checkpoint`. overrides: names of NET_ARGS, `activation` or `norm`, for what the file
+        does not record (upstream's). Raises UserError where one contradicts the file, for a file that is
+        damaged or of another network, and for a missing device; TypeError for other keywords.
         """
         names = [ALIASES.get(name, name) for name in overrides]
         if not set(names) <= set(NET_ARGS) or len(set(names)) < len(names):

@@ -116,7 +116,8 @@ def problems(args, defaults):
     unit, codes, fsq = 2 ** args.down_t, math.prod(args.fsq_levels or ()), args.quantizer == "fsq"
     return (
         *((args.quantizer not in quantizers and getattr(args, name) != defaults[name],
-           f"--{name.replace('_', '-')} acts only with --quantizer {' or '.join(quantizers)}")
+           f"--{name.replace('_', '-')} acts only with --quantizer {' or '.join(quantizers)}; "
+           f"leave it at {defaults[name]}")
           for name, quantizers in ACTS_WITH.items()),
         (args.stride_t != 2, "--stride-t must be 2: the decoder upsamples by 2"),
         (args.output_emb_width != args.code_dim, "--output-emb-width must equal --code-dim, a code's width"),

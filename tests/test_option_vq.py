@@ -65,6 +65,7 @@ def test_recipes_read_as_their_commands():
     ("--lr-decay cosine --lr-scheduler 5", "acts only with --lr-decay milestones"),
     ("--loss-vel 0 --vel-slice velocities", "acts only with --loss-vel"),
     ("--force", "acts only on a resumed run"),
+    (f"@{ROOT}/options/t2m_fast.args --quantizer fsq --fsq-levels 8 6 5", "leave it at 0.99"),
     ("--num-quantizers 3", "acts only with --quantizer residual"),
     ("--fsq-levels 8 5", "acts only with --quantizer fsq"),
     ("--amp fp8", "invalid choice"),

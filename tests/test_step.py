@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from models.vqvae import HumanVQVAE
 from tests.helpers import small_args
 from train_vq import main
+from training.meter import Meter
 from training.step import Objective, build_objective, learning_rate, train_step
 from utils.losses import ReConsLoss
 
@@ -233,3 +234,11 @@ def test_the_schedule_is_upstreams_at_every_step(warm_up, milestones):
         scheduler.step()
     rates = [learning_rate(step, args) for step in range(1, len(expected) + 1)]
     assert rates == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(("flags", "shape"), [((), (16,)), (("--quantizer", "residual"), (6, 16))])
+def test_running_totals_have_the_shape_that_saved_states_hold(flags, shape):
+    net = setup(*flags)[0]
+    meter = Meter(net.vqvae.quantizer, torch.device("cpu"))
+    meter.load_state_dict({"sums": torch.ones(6), "used": torch.ones(shape, dtype=torch.bool)})
+    assert meter.read()["Codebook_use"] == 1.0

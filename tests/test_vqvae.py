@@ -12,7 +12,8 @@ import torch
 
 from models.encdec import Decoder, UpBlock
 from models.resnet import Resnet1D
-from models.vqvae import VQVAE_251, HumanVQVAE, load_net
+from models.vqvae import QUANTIZERS, VQVAE_251, HumanVQVAE, load_net
+from options import common
 from tests.helpers import make_clip
 from tests.test_draw import dance
 from tests.test_player import data_of, unpack
@@ -107,6 +108,10 @@ def test_impossible_sizes_are_refused():
         VQVAE_251(PUBLISHED, code_dim=16, output_emb_width=32, width=32)
     with pytest.raises(ValueError, match="stride_t"):
         VQVAE_251(PUBLISHED, code_dim=32, output_emb_width=32, width=32, stride_t=4)
+
+
+def test_the_flags_know_every_quantizer():
+    assert tuple(QUANTIZERS) == common.QUANTIZERS
 
 
 def test_both_constructors_have_one_signature():

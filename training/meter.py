@@ -11,7 +11,8 @@ class Meter(nn.Module):
     def __init__(self, quantizer, device):
         super().__init__()
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        used = torch.zeros(quantizer.num_layers, quantizer.nb_code, dtype=torch.bool, device=device)
+        counts = (quantizer.num_layers, quantizer.nb_code)[-quantizer.clip_axes:]  # (K,), residual (Q, K)
+        used = torch.zeros(counts, dtype=torch.bool, device=device)
         self.register_buffer("sums", torch.zeros(len(MEANS) + 1, dtype=dtype, device=device))  # and of steps
         self.register_buffer("used", used)
         self.bad_step = torch.zeros((), dtype=torch.int64, device=device)  # the first one
