@@ -204,20 +204,19 @@ class HumanVQVAE(nn.Module):
         options: of visualize/player.py.
         """
         from visualize.player import beside, player  # slow to import, and only notebooks need it
-        clip, original = as_array(clip), None
-        if clip.dtype.kind in "iu":  # codes; one row stands for the coarse layer of residual codes
-            codes = clip[:, None] if clip.ndim < self.vqvae.quantizer.clip_axes else clip
-        else:
-            features = self._raw(clip)
+        codes, unit = as_array(clip), 2 ** self.down_t
+        if codes.dtype.kind == "f":
+            features = self._raw(codes)
             codes = self.tokenize(features).numpy()
             original = recover_from_ric(torch.as_tensor(features), self.nb_joints)
+            options = {"reference": original[:len(codes) * unit], **options}
+        codes = codes.reshape(len(codes), -1)                                          # (T', q)
+        options = {"codes": codes[:, 0], "unit": unit, **options}
         players = []
-        for count in layers or [self.vqvae.quantizer.num_layers]:
-            joints = self.decode_joints(codes if codes.ndim == 1 else codes[:, :count])
-            named = {"title": f"{count} layer{'s' * (count > 1)}"} if layers else {}
-            players.append(player(joints, self.spec, **{
-                "unit": 2 ** self.down_t, "codes": codes if codes.ndim == 1 else codes[:, 0],
-                "reference": None if original is None else original[:len(joints)], **named, **options}))
+        for count in layers or [codes.shape[1]]:
+            kept = codes[:, 0] if self.vqvae.quantizer.clip_axes == 1 else codes[:, :count]
+            title = {"title": f"{count} layer{'s' * (count > 1)}"} if layers else {}
+            players.append(player(self.decode_joints(kept), self.spec, **{**title, **options}))
         return beside(*players) if layers else players[0]
 
     def normalise(self, features, name="a motion"):
@@ -249,15 +248,9 @@ class HumanVQVAE(nn.Module):
         return extract_features(clip, self.spec.name) if is_joints else clip
 
     def _tensor(self, value):
-        """Return a tensor on the net's device of a tensor, an array or nested lists of real numbers."""
-        try:
-            x = value if torch.is_tensor(value) else torch.from_numpy(np.array(value))
-        except (TypeError, ValueError):
-            raise UserError(f"found a {type(value).__name__}; expected an array or tensor") from None
-        if x.is_complex() or x.dtype == torch.bool:
-            raise UserError(f"found {x.dtype}; expected real numbers")
-        like = next(self.parameters())
-        return x.to(like.device, like.dtype if x.is_floating_point() else x.dtype)
+        """Return a tensor on the net's device of a tensor, an array or nested lists."""
+        tensor = value if torch.is_tensor(value) else torch.from_numpy(np.array(value))
+        return tensor.to(next(self.parameters()).device)
 
     def _check_features(self, x):
         x, least = self._tensor(x), 2 ** self.down_t
