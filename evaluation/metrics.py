@@ -12,24 +12,10 @@ def length(vectors):
 
 
 def nearest_rotation(h):
-    """Return the rotation R with the greatest tr(Rᵀ h) for each of h (…, 3, 3).
-
-    Newton's iteration to the polar factor, scaled by the determinant (Higham 1986). Where it ends elsewhere,
-    at a reflection or with h nearly singular, the slower SVD decides: the smallest axis flips (Umeyama 1991).
-    """
-    rotation = h
-    for _ in range(6):
-        cofactors = torch.linalg.cross(rotation.roll(-1, -2), rotation.roll(-2, -2))
-        det = (rotation * cofactors).sum((-1, -2), keepdim=True) / 3
-        scale = det.abs() ** (-1 / 3)
-        rotation = (scale * rotation + cofactors / (scale * det)) / 2  # cofactors / det: transposed inverse
-    error = (rotation @ rotation.mT - torch.eye(3).to(h)).abs().amax((-1, -2))
-    left = ~((error < 100 * torch.finfo(h.dtype).eps) & (det[..., 0, 0] > 0))  # holds for NaN too
-    if left.any():
-        u, _, vh = torch.linalg.svd(h[left])
-        u[..., 2] *= torch.linalg.det(u @ vh).sign()[..., None]
-        rotation[left] = u @ vh
-    return rotation
+    """Return the rotation R with the greatest tr(Rᵀ h) for each of h (…, 3, 3) (Umeyama 1991)."""
+    u, _, vh = torch.linalg.svd(h)
+    u[..., 2] *= torch.linalg.det(u @ vh).sign()[..., None]  # the smallest axis flips: no reflection
+    return u @ vh
 
 
 def procrustes_align(pred, real):
@@ -80,10 +66,8 @@ def gaussian(x):
 
 
 def frechet_distance(mean_a, cov_a, mean_b, cov_b):
-    """Return ‖μa - μb‖² + tr(Σa + Σb - 2 (Σa Σb)^½), the squared Fréchet distance (arXiv 1706.08500).
-
-    The eigenvalues of the symmetric Σa^½ Σb Σa^½ give the trace of the root for singular covariances too.
-    """
+    """Return ‖μa - μb‖² + tr(Σa + Σb - 2 (Σa Σb)^½), the squared Fréchet distance (arXiv 1706.08500)."""
+    # the eigenvalues of the symmetric Σa^½ Σb Σa^½ give the trace of the root, of singular covariances too
     values, vectors = np.linalg.eigh(cov_a)
     root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
     product = root @ cov_b @ root
