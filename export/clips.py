@@ -6,10 +6,10 @@ import torch
 
 from export.bvh import write_bvh
 from utils.errors import UserError
-from utils.files import atomic_write, load_array, save_array
+from utils.files import load_array, save_array
 from utils.motion_process import recover_from_ric
 from utils.motion_spec import KIT, T2M
-from visualize.draw import gif_bytes
+from visualize.draw import save_gif
 
 SUFFIX = {"features": ".npy", "joints": ".npy", "gif": ".gif", "bvh": ".bvh"}
 
@@ -55,8 +55,7 @@ def write_motion(path, motion, spec, kind):
     if kind == "bvh":
         write_bvh(path, motion, spec)
     elif kind == "gif":
-        with atomic_write(path) as file:
-            file.write(gif_bytes(motion, spec))
+        save_gif(path, motion, spec)
     else:
         save_array(path, motion.astype(np.float32))
 

@@ -1,7 +1,6 @@
 """A skeleton in motion as frames and GIFs."""
 import io
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -9,6 +8,7 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.spatial import KDTree
 from scipy.spatial.transform import Rotation
 
+from utils.files import atomic_write
 from visualize import skeleton
 
 LEFT, RIGHT, SPINE = (38, 120, 190), (224, 108, 28), (62, 68, 84)  # apart for colour-blind readers too
@@ -212,8 +212,9 @@ def gif_bytes(joints, spec, **drawing):
 
 
 def save_gif(path, joints, spec, **drawing):
-    """Write `gif_bytes` to path, whose folder must exist."""
-    Path(path).write_bytes(gif_bytes(joints, spec, **drawing))
+    """Write `gif_bytes` to a file."""
+    with atomic_write(path) as file:
+        file.write(gif_bytes(joints, spec, **drawing))
 
 
 def add_gif(writer, tag, gif, step=None):
