@@ -36,12 +36,12 @@ def equal_length_batches(lengths, max_frames=BATCH_FRAMES):
     return batches
 
 
-def run_in_batches(net, function, lengths, max_frames=BATCH_FRAMES):
+def run_in_batches(net, function, lengths):
     """Yield (positions in `lengths`, output as an array), batch by batch, with the net in eval mode.
 
     function: positions → tensor (N, …). lengths: frames that each position stands for.
     """
-    for batch in equal_length_batches(lengths, max_frames):
+    for batch in equal_length_batches(lengths):
         with evaluating(net):
             output = function(batch).cpu().numpy()
         yield batch, output
@@ -71,7 +71,6 @@ def forward_clips(net, clips, index, starts, length, layers=None):
     """Return x and its reconstruction (N, T, D), float32, and its codes (N, T'). Clips have one length.
 
     layers: how many layers of residual codes (N, T', Q) to decode, None: all.
-
     Raises UserError naming the first clip that is not finite, or whose reconstruction is not.
     """
     x = gather_clips(net, clips, index, starts, length)
@@ -83,41 +82,30 @@ def forward_clips(net, clips, index, starts, length, layers=None):
     return x, out, codes
 
 
-def encode_clips(net, clips, index, starts, lengths, max_frames=BATCH_FRAMES):
+def encode_clips(net, clips, index, starts, lengths):
     """Yield (positions in `index`, codes (N, T') int64 array) of clips, batch by batch."""
-    def encode(batch):
-        return net.encode(gather_clips(net, clips, index[batch], starts[batch], lengths[batch[0]]))
-
-    return run_in_batches(net, encode, lengths, max_frames)
+    return run_in_batches(net, lambda batch: net.encode(
+        gather_clips(net, clips, index[batch], starts[batch], lengths[batch[0]])), lengths)
 
 
-def decode_rows(net, rows, max_frames=BATCH_FRAMES):
+def decode_rows(net, rows):
     """Yield (positions in `rows`, normalised features (N, T, D) float32 array), batch by batch.
 
     rows: integer arrays (T',) of codes. Raises UserError for an empty row and for what is no code.
     """
     lengths = [len(row) * 2 ** net.down_t for row in rows]
-
-    def decode(batch):
-        return net.forward_decoder([rows[i] for i in batch])
-
-    return run_in_batches(net, decode, lengths, max_frames)
+    return run_in_batches(net, lambda batch: net.forward_decoder([rows[i] for i in batch]), lengths)
 
 
-def reconstruct_clips(net, clips, max_frames=BATCH_FRAMES):
+def reconstruct_clips(net, clips):
     """Return lists of reconstructions, (T, D) float32 normalised features, and of codes (T',) int64.
 
     clips: `names`, normalised `frames` (F, D), `offsets` (n + 1,). Each clip is cut to whole codes.
     """
-    unit = 2 ** net.down_t
-    lengths = np.diff(clips.offsets) // unit * unit
-    features, codes = [None] * len(lengths), [None] * len(lengths)
-    with evaluating(net):
-        for batch in equal_length_batches(lengths, max_frames):
-            _, out, idx = forward_clips(net, clips, batch, clips.offsets[batch], lengths[batch[0]])
-            for i, x, row in zip(batch, out.cpu().numpy(), idx.cpu().numpy()):
-                features[i], codes[i] = x, row
-    return features, codes
+    lengths = np.diff(clips.offsets) // 2 ** net.down_t * 2 ** net.down_t
+    encoded = encode_clips(net, clips, np.arange(len(lengths)), clips.offsets[:-1], lengths)
+    codes = [row.numpy() for row in in_order(encoded, len(lengths))]
+    return [x.numpy() for x in in_order(decode_rows(net, codes), len(codes))], codes
 
 
 def as_array(value):
