@@ -30,6 +30,7 @@ def parse_args(argv=None):
 if __name__ == "__main__":  # before the slow imports: --help and refusals are instant
     ARGS = parse_args()
 
+import functools
 import sys
 from pathlib import Path
 
@@ -44,6 +45,8 @@ from models.vqvae import HumanVQVAE
 from utils.errors import UserError, exit_cleanly
 from utils.files import write_json
 from utils.motion_process import describe_statistics
+
+load_once = functools.cache(load_extractors)  # every checkpoint of one data set has the same
 
 
 def evaluate(path, args):
@@ -63,7 +66,7 @@ def evaluate(path, args):
         del facts[name]
     folder, glove, missing = find_missing(spec, args.evaluator_dir, args.glove_dir)
     if not missing:
-        extractors = load_extractors(spec, folder, glove)
+        extractors = load_once(spec, folder, glove)
         captioned = load_captioned(clips, Path(root, "texts"), spec, extractors.vectorizer)
         missing = captioned.problems
         draws = [draw(captioned, np.random.default_rng([args.seed, r, 1])) for r in range(args.repeat)]

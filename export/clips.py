@@ -68,9 +68,9 @@ def plan_outputs(out, sources, kind, overwrite):
     require_folder(out)
     targets = {name: Path(out, f"{name}{SUFFIX[kind]}") for name in sources}
     there = [name for name, target in targets.items() if target.exists()]
-    own = any(targets[name].samefile(sources[name]) for name in there)
-    if own or (there and not overwrite):
-        found = f"is there already ({len(there)} of {len(targets)} files are)"
-        wrong, more = ("would replace what it is made of", "") if own else (found, ", or give --overwrite")
-        raise UserError(f"{targets[there[0]]}: {wrong}; name another folder with --out{more}")
+    if any(targets[name].samefile(sources[name]) for name in there):
+        raise UserError(f"{out}: this would replace what it is made of; name another folder with --out")
+    if there and not overwrite:
+        raise UserError(f"{targets[there[0]]}: is there already ({len(there)} of {len(targets)} files are); "
+                        "name another folder with --out, or give --overwrite")
     return targets

@@ -27,11 +27,9 @@ def evaluating(net):
 
 def equal_length_batches(lengths, max_frames=BATCH_FRAMES):
     """Return index arrays into `lengths`, of one length and at most `max_frames` frames each."""
-    order = np.argsort(lengths, kind="stable")
-    steps = np.flatnonzero(np.diff(np.asarray(lengths)[order])) + 1
     batches = []
-    for same in np.split(order, steps) if len(order) else ():
-        count = max(1, max_frames // max(1, lengths[same[0]]))
+    for length in np.unique(lengths):
+        same, count = np.flatnonzero(np.equal(lengths, length)), max(1, max_frames // max(1, length))
         batches += [same[start:start + count] for start in range(0, len(same), count)]
     return batches
 
