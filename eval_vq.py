@@ -60,10 +60,11 @@ def evaluate(path, args):
     loss = net.recipe.get("recons_loss", "l1_smooth")
     results = [evaluate_clips(net, clips, full=True, loss=loss, layers=q)
                for q in (*range(1, layers if args.by_layer else 0), None)]
-    *_, facts = [{name: part.pop(name) for name in ("clips", "frames", "skipped", "joints", "counts")}
-                 for part in results]
-    for name in ("counts",) if args.breakdown else ("counts", "joints"):
-        del facts[name]
+    for part in results:
+        facts = {name: part.pop(name) for name in ("clips", "frames", "skipped")}
+        joints, _ = part.pop("joints"), part.pop("counts")
+    if args.breakdown:
+        facts["joints"] = joints
     folder, glove, missing = find_missing(spec, args.evaluator_dir, args.glove_dir)
     if not missing:
         extractors = load_once(spec, folder, glove)

@@ -1,7 +1,4 @@
-"""From a network and a split to named numbers, which docs/evaluation.md defines.
-
-n clips, N clips of a batch, T frames, D features, J joints, K codes.
-"""
+"""From a network and a split to named numbers, which docs/evaluation.md defines."""
 from collections import namedtuple
 
 import numpy as np

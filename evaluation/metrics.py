@@ -61,11 +61,8 @@ def frechet_distance(mean_a, cov_a, mean_b, cov_b):
 
 
 def diversity(embeddings, pairs, rng):
-    """Return the mean distance of `pairs` ≤ n random pairs of rows (n, E); rng: a NumPy Generator.
-
-    Both ends are drawn without repetition, independently, as upstream does.
-    """
-    first, second = (rng.choice(len(embeddings), pairs, replace=False) for _ in range(2))
+    """Return the mean distance of `pairs` ≤ n random pairs of rows (n, E); rng: a NumPy Generator."""
+    first, second = (rng.choice(len(embeddings), pairs, replace=False) for _ in range(2))  # as upstream
     return float(np.linalg.norm(embeddings[first] - embeddings[second], axis=1).mean())
 
 

@@ -46,10 +46,7 @@ def read_motion(path):
 
 
 def write_motion(path, motion, spec, kind):
-    """Write one clip, whole or not at all: kind features | joints (.npy, float32), gif or bvh.
-
-    motion: raw features (T, D) or, but for kind features, joints (T, J, 3), in the data set's unit.
-    """
+    """Write raw features (T, D) or joints (T, J, 3) as kind features | joints (.npy, float32), gif or bvh."""
     if kind != "features" and motion.ndim == 2:
         motion = recover_from_ric(torch.as_tensor(motion, dtype=torch.float32), spec.joints).numpy()
     if kind == "bvh":
@@ -61,10 +58,7 @@ def write_motion(path, motion, spec, kind):
 
 
 def plan_outputs(out, sources, kind, overwrite):
-    """Return {name: file to write} below `out` for sources {name: file that it is made from}.
-
-    Raises UserError for files that are there already, unless `overwrite`, and for files that are sources.
-    """
+    """Return {name: file to write} below `out` for sources {name: file that it is made from}."""
     require_folder(out)
     targets = {name: Path(out, f"{name}{SUFFIX[kind]}") for name in sources}
     there = [name for name, target in targets.items() if target.exists()]

@@ -146,12 +146,8 @@ def describe_statistics(std):
 
 
 def weigh_root_and_contacts(std, spec, bias):
-    """Return std (D,) with root and contact entries divided by `bias` (MoMask's feat_bias).
-
-    Normalised by it, these few features weigh as much more in every loss. The evaluator's std has such a bias
-    already and stays as it is.
-    """
-    if describe_statistics(std) == "evaluator":
+    """Return std (D,) with root and contact entries divided by `bias` (MoMask's feat_bias)."""
+    if describe_statistics(std) == "evaluator":  # has such a bias already
         return std
     std = std.copy()
     for name in ("yaw", "root_xz", "height", "contacts"):
@@ -185,8 +181,7 @@ def _unturn(angle, x, z):
 def normalisation_problem(normalised, shift=0.5, factor=2.0):
     """Say how normalised frames (F, D) miss mean 0 and std 1, or return None where they do not.
 
-    More than a quarter of the entries must be off: the mean by more than `shift`, or the average std of the
-    feature group outside [1 / factor, factor].
+    More than a quarter must be off: means by over `shift`, or group stds outside [1 / factor, factor].
     """
     normalised = np.asarray(normalised, np.float64)
     mean, std = normalised.mean(0), normalised.std(0)
