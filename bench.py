@@ -6,12 +6,9 @@
 A ratio is the median over rounds in which both sides ran in turn: a busy machine hardly changes it.
 """
 import itertools
-import math
 import sys
-import tempfile
 import time
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,7 +16,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dataset.dataset_VQ import WindowFeed
-from dataset.motion_folder import load_split
 from evaluation.evaluate import evaluate_clips
 from models.batches import BATCH_FRAMES, evaluating
 from models.vqvae import QUANTIZERS, HumanVQVAE
@@ -30,7 +26,7 @@ from utils.device import can_compile, is_slow_in_bf16, pick_device, set_precisio
 from utils.errors import exit_cleanly
 from utils.motion_spec import get_spec
 
-FSQ_LEVELS = (8, 8, 8)  # 512 codes, as many as the published codebook's
+FSQ = {"fsq_levels": (8, 8, 8), "nb_code": 512}  # as many codes as the published codebook's
 
 
 def in_turn(device, rounds, first, second):
@@ -47,45 +43,39 @@ def in_turn(device, rounds, first, second):
     return np.median(second / first), np.median(second)
 
 
-def make_step(args, device, amp):
-    """Return a step of the training that args ask for, as a function of windows (B, T, D)."""
-    args = SimpleNamespace(**{**vars(args), "amp": amp})
+def make_step(args, device, **changes):
+    """Return a function that makes one training step, always of the same windows; changes: to `args`."""
+    args = SimpleNamespace(**{**vars(args), **changes})
     net = HumanVQVAE.from_args(args).to(device).train()
     objective = build_objective(net, args, compiled=args.compile and not can_compile(device))
     optimizer = torch.optim.AdamW(net.parameters(), args.lr, betas=(0.9, 0.99), fused=True)
-    scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
-    return lambda x: train_step(objective, net, optimizer, scaler, [x])
+    scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
+    x = torch.randn(args.batch_size, args.window_size, net.spec.width).to(device)
+    return partial(train_step, objective, net, optimizer, scaler, [x])
 
 
 def measure_steps(args, device):
     """Time steps in float32 and --amp (bf16 unless it is slow here) beside a large matrix product."""
-    training, size = args.training, 8192 if device.type == "cuda" else 2048
-    default = "off" if is_slow_in_bf16(device) else "bf16"
-    other = default if training.amp == "off" else training.amp
-    x = torch.randn(training.batch_size, training.window_size, get_spec(training.dataname).width).to(device)
-    plain = partial(make_step(training, device, "off"), x)
+    size, amp = 8192 if device.type == "cuda" else 2048, args.training.amp
+    if amp == "off" and not is_slow_in_bf16(device):
+        amp = "bf16"
+    steps = {name: make_step(args.training, device, amp=name) for name in dict.fromkeys(["off", amp])}
     with FlopCounterMode(display=False) as counter:
-        plain()
+        steps["off"]()
     products = counter.get_total_flops() / (2 * size ** 3)  # as much work as so many products
-    for amp in dict.fromkeys(["off", other]):
-        name, step = "fp32", plain
-        if amp != "off":
-            name, step = amp, partial(make_step(training, device, amp), x)
-            ratio, seconds = in_turn(device, args.rounds, plain, step)
-            yield f"{name} step: times as fast as fp32", 1 / ratio, seconds
-        factor = torch.randn(size, size, device=device).to(AMP[amp] or torch.float32)
+    for name, step in steps.items():
+        factor = torch.randn(size, size, device=device).to(AMP[name] or torch.float32)
         ratio, seconds = in_turn(device, args.rounds, partial(torch.matmul, factor, factor), step)
-        yield f"{name} step: share of the matrix product's rate", products / ratio, seconds
+        yield f"step with amp {name}: share of the matrix product's rate", products / ratio, seconds
+    if amp != "off":
+        ratio, seconds = in_turn(device, args.rounds, *steps.values())
+        yield f"step with amp {amp}: times as fast as with off", 1 / ratio, seconds
 
 
 def measure_quantizers(args, device):
     """Time a step of every other quantizer beside one of ema_reset."""
-    training, steps = args.training, {}
-    x = torch.randn(training.batch_size, training.window_size, get_spec(training.dataname).width).to(device)
-    for name in QUANTIZERS:
-        more = dict(fsq_levels=FSQ_LEVELS, nb_code=math.prod(FSQ_LEVELS)) if name == "fsq" else {}
-        steps[name] = partial(make_step(
-            SimpleNamespace(**{**vars(training), "quantizer": name, **more}), device, training.amp), x)
+    steps = {name: make_step(args.training, device, quantizer=name, **(FSQ if name == "fsq" else {}))
+             for name in QUANTIZERS}
     base = steps.pop("ema_reset")
     for name, step in steps.items():
         yield f"{name} step over an ema_reset step", *in_turn(device, args.rounds, base, step)
@@ -101,21 +91,20 @@ def make_clips(spec, count):
 
 
 def measure_data(args, device):
-    """Time a start from the packed cache beside one without, and the feed beside a copy of as many bytes."""
-    spec = get_spec(args.training.dataname)
-    clips = make_clips(spec, args.clips[0])
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "new_joint_vecs").mkdir()
-        for name, frames in zip(clips.names, np.split(clips.frames, clips.offsets[1:-1])):
-            np.save(Path(folder, "new_joint_vecs", f"{name}.npy"), frames)
-        Path(folder, "train.txt").write_text("\n".join(clips.names))
-        load = partial(load_split, Path(folder), "train", spec, np.zeros(spec.width), np.ones(spec.width))
-        name = f"{args.clips[0]} clips: cached start over an uncached one"
-        yield name, *in_turn(device, args.rounds, partial(load, cache=False), load)
-        feed = WindowFeed(load(), args.training.window_size, args.training.batch_size)
-        windows, other, numbers = feed.batch(0), feed.batch(1), itertools.count()
-        yield "a batch of the feed over a copy of as many bytes", *in_turn(
-            device, 20 * args.rounds, partial(other.copy_, windows), lambda: feed.batch(next(numbers)))
+    """Time a batch of windows beside a copy of as many bytes."""
+    training, numbers = args.training, itertools.count()
+    clips = make_clips(get_spec(training.dataname), args.clips[0])
+    feed = WindowFeed(clips, training.window_size, training.batch_size)
+    windows, other = feed.batch(0), feed.batch(1)
+    yield "a batch of the feed over a copy of as many bytes", *in_turn(
+        device, 20 * args.rounds, partial(other.copy_, windows), lambda: feed.batch(next(numbers)))
+
+
+def forward(net, batches):
+    """Reconstruct batches of windows, and no more."""
+    with evaluating(net):
+        for x in batches:
+            net(x)
 
 
 def measure_evaluation(args, device):
@@ -127,15 +116,9 @@ def measure_evaluation(args, device):
         windows = torch.randn(-(-len(clips.frames) // 128), 128, net.spec.width, device=device)
         batches = windows.split(BATCH_FRAMES // 128)
         net.train()(batches[0])  # fills the codebook
-
-        def forward(batches=batches):
-            with evaluating(net):
-                for x in batches:
-                    net(x)
-
         evaluation = partial(evaluate_clips, net, clips, full=True)
         yield f"{count} clips: evaluation over the bare forward pass", *in_turn(
-            device, args.rounds, forward, evaluation)
+            device, args.rounds, partial(forward, net, batches), evaluation)
 
 
 # each yields names, ratios, and the seconds of what was measured

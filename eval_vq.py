@@ -30,6 +30,7 @@ def parse_args(argv=None):
 if __name__ == "__main__":  # before the slow imports: --help and refusals are instant
     ARGS = parse_args()
 
+import functools
 import sys
 from pathlib import Path
 
@@ -45,6 +46,8 @@ from utils.errors import UserError, exit_cleanly
 from utils.files import write_json
 from utils.motion_process import describe_statistics
 
+load_once = functools.cache(load_extractors)  # every checkpoint of one data set has the same
+
 
 def evaluate(path, args):
     """Evaluate one checkpoint. Returns the content of its JSON."""
@@ -57,13 +60,14 @@ def evaluate(path, args):
     loss = net.recipe.get("recons_loss", "l1_smooth")
     results = [evaluate_clips(net, clips, full=True, loss=loss, layers=q)
                for q in (*range(1, layers if args.by_layer else 0), None)]
-    *_, facts = [{name: part.pop(name) for name in ("clips", "frames", "skipped", "joints", "counts")}
-                 for part in results]
-    for name in ("counts",) if args.breakdown else ("counts", "joints"):
-        del facts[name]
+    for part in results:
+        facts = {name: part.pop(name) for name in ("clips", "frames", "skipped")}
+        joints, _ = part.pop("joints"), part.pop("counts")
+    if args.breakdown:
+        facts["joints"] = joints
     folder, glove, missing = find_missing(spec, args.evaluator_dir, args.glove_dir)
     if not missing:
-        extractors = load_extractors(spec, folder, glove)
+        extractors = load_once(spec, folder, glove)
         captioned = load_captioned(clips, Path(root, "texts"), spec, extractors.vectorizer)
         missing = captioned.problems
         draws = [draw(captioned, np.random.default_rng([args.seed, r, 1])) for r in range(args.repeat)]

@@ -12,24 +12,10 @@ def length(vectors):
 
 
 def nearest_rotation(h):
-    """Return the rotation R with the greatest tr(Rᵀ h) for each of h (…, 3, 3).
-
-    Newton's iteration to the polar factor, scaled by the determinant (Higham 1986). Where it ends elsewhere,
-    at a reflection or with h nearly singular, the slower SVD decides: the smallest axis flips (Umeyama 1991).
-    """
-    rotation = h
-    for _ in range(6):
-        cofactors = torch.linalg.cross(rotation.roll(-1, -2), rotation.roll(-2, -2))
-        det = (rotation * cofactors).sum((-1, -2), keepdim=True) / 3
-        scale = det.abs() ** (-1 / 3)
-        rotation = (scale * rotation + cofactors / (scale * det)) / 2  # cofactors / det: transposed inverse
-    error = (rotation @ rotation.mT - torch.eye(3).to(h)).abs().amax((-1, -2))
-    left = ~((error < 100 * torch.finfo(h.dtype).eps) & (det[..., 0, 0] > 0))  # holds for NaN too
-    if left.any():
-        u, _, vh = torch.linalg.svd(h[left])
-        u[..., 2] *= torch.linalg.det(u @ vh).sign()[..., None]
-        rotation[left] = u @ vh
-    return rotation
+    """Return the rotation R with the greatest tr(Rᵀ h) for each of h (…, 3, 3) (Umeyama 1991)."""
+    u, _, vh = torch.linalg.svd(h)
+    u[..., 2] *= torch.linalg.det(u @ vh).sign()[..., None]  # the smallest axis flips: no reflection
+    return u @ vh
 
 
 def procrustes_align(pred, real):
@@ -52,21 +38,6 @@ def foot_slide(joints, feet):
     return torch.hypot(step[..., 0], step[..., 2])
 
 
-def foot_penetration(joints, feet):
-    """Return the depth of the lowest foot joint below the floor y = 0, (…, T); 0 where no foot is below."""
-    return (-joints[..., list(feet), 1].amin(-1)).clamp(min=0)
-
-
-def kinetic_features(joints, fps):
-    """Return mean squared ground and vertical speed (m²/s²) and acceleration (m/s²) of joints, (…, 3·J).
-
-    joints (…, T, J, 3) in metres. Source: Onuma et al. 2008, as for dance in AIST++ (arXiv 2101.08779).
-    """
-    velocity, acceleration = joints.diff(dim=-3) * fps, joints.diff(2, dim=-3) * fps ** 2
-    ground = velocity[..., 0] ** 2 + velocity[..., 2] ** 2
-    return torch.cat([ground.mean(-2), (velocity[..., 1] ** 2).mean(-2), length(acceleration).mean(-2)], -1)
-
-
 def code_perplexity(counts):
     """Return exp of the entropy of code counts (K,); 0 where nothing was counted."""
     counts = np.asarray(counts, dtype=np.float64)
@@ -80,10 +51,8 @@ def gaussian(x):
 
 
 def frechet_distance(mean_a, cov_a, mean_b, cov_b):
-    """Return ‖μa - μb‖² + tr(Σa + Σb - 2 (Σa Σb)^½), the squared Fréchet distance (arXiv 1706.08500).
-
-    The eigenvalues of the symmetric Σa^½ Σb Σa^½ give the trace of the root for singular covariances too.
-    """
+    """Return ‖μa - μb‖² + tr(Σa + Σb - 2 (Σa Σb)^½), the squared Fréchet distance (arXiv 1706.08500)."""
+    # the eigenvalues of the symmetric Σa^½ Σb Σa^½ give the trace of the root, of singular covariances too
     values, vectors = np.linalg.eigh(cov_a)
     root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
     product = root @ cov_b @ root
@@ -92,11 +61,8 @@ def frechet_distance(mean_a, cov_a, mean_b, cov_b):
 
 
 def diversity(embeddings, pairs, rng):
-    """Return the mean distance of `pairs` ≤ n random pairs of rows (n, E); rng: a NumPy Generator.
-
-    Both ends are drawn without repetition, independently, as upstream does.
-    """
-    first, second = (rng.choice(len(embeddings), pairs, replace=False) for _ in range(2))
+    """Return the mean distance of `pairs` ≤ n random pairs of rows (n, E); rng: a NumPy Generator."""
+    first, second = (rng.choice(len(embeddings), pairs, replace=False) for _ in range(2))  # as upstream
     return float(np.linalg.norm(embeddings[first] - embeddings[second], axis=1).mean())
 
 

@@ -14,11 +14,9 @@ CAPTIONS = 256  # in a batch
 def evaluate_text(net, clips, captioned, draws, extractors, seed=0, batch_frames=BATCH_FRAMES):
     """Return the published table's numbers, of reconstructed motion (`top1` …) and real (`top1_real` …).
 
-    net, clips: as for `evaluate_clips`. captioned: of `load_captioned`. draws: `draw(captioned, rng)` of each
-    repetition. extractors: of `load_extractors`. seed: of the pairs that diversity measures.
-    The numbers are means over the repetitions; with them come `intervals` {name: half-width of the 95 %
-    interval}, `repetitions`, `text_clips` and `diversity_pairs`. Each rank takes a share.
-    Raises UserError where fewer clips than one batch of 32 have captions.
+    draws: `draw(captioned, rng)` of each repetition. seed: of the pairs that diversity measures.
+    The numbers are means over the repetitions; `intervals` holds half-widths of their 95 % intervals.
+    Each rank takes a share. Raises UserError where fewer clips than one batch of 32 have captions.
     """
     m, unit = len(draws[0][0]), 2 ** net.down_t
     if not m:

@@ -5,7 +5,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from utils.files import atomic_write
-from utils.motion_process import between
+from utils.motion_process import between, unit
 from visualize.skeleton import bones, check_joints, unit_in_metres
 
 CM = 100.0          # BVH has no unit; centimetres are what most tools expect
@@ -28,13 +28,14 @@ def solve_skeleton(joints, spec):
     rotations = np.tile(np.eye(3), (len(joints), spec.joints, 1, 1))
     turned, cleaned = {-1: rotations[:, 0].copy()}, joints.copy()         # turned: global rotations (T, 3, 3)
     for joint in [0] + [child for child, _ in bones(spec)]:               # parents come first
-        before, group, fit = turned[spec.parents[joint]], _children(joint, spec), _smallest_rotation
-        if len(group) > 1:
-            names, fit = [spec.joint_names[child] for child in group], _best_rotation
+        before, group = turned[spec.parents[joint]], _children(joint, spec)
+        aims = np.einsum("tji,tcj->tci", before, joints[:, group] - cleaned[:, [joint]])
+        if len(group) == 1:
+            rotations[:, joint] = between(offsets[group[0]], aims[:, 0])
+        elif group:
+            names = [spec.joint_names[child] for child in group]
             offsets[group] = _group_shape(vectors[:, group], names, lengths[group])
-        if group:
-            aims = np.einsum("tji,tcj->tci", before, joints[:, group] - cleaned[:, [joint]])
-            rotations[:, joint] = fit(offsets[group], aims)
+            rotations[:, joint] = _best_rotation(offsets[group], aims)
         turned[joint] = before @ rotations[:, joint]
         cleaned[:, group] = cleaned[:, [joint]] + np.einsum("tij,cj->tci", turned[joint], offsets[group])
     return offsets, rotations, cleaned
@@ -99,16 +100,12 @@ def _group_shape(vectors, names, lengths):
     shape = np.array([_rest_direction(name) for name in names]) * lengths[:, None]
     for _ in range(4):  # fit and average in turn
         turned = np.einsum("tji,tcj->tci", _best_rotation(shape, vectors), vectors)  # into the rest pose
-        shape = _unit(turned.mean(0)) * lengths[:, None]
+        shape = unit(turned.mean(0)) * lengths[:, None]
     sides = {name.split("_")[0]: offset for name, offset in zip(names, shape)}
     up = next(offset for side, offset in sides.items() if side not in ("left", "right"))
-    across = _unit(sides["left"] - sides["right"])
-    ahead = _unit(np.cross(across, up))
+    across = unit(sides["left"] - sides["right"])
+    ahead = unit(np.cross(across, up))
     return shape @ np.stack([across, np.cross(ahead, across), ahead], -1)  # its own axes become x, y, z
-
-
-def _unit(vectors):
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
 def _best_rotation(offsets, aims):
@@ -117,8 +114,3 @@ def _best_rotation(offsets, aims):
     sign = np.ones((len(aims), 3))
     sign[:, 2] = np.where(np.linalg.det(u @ vt) < 0, -1.0, 1.0)
     return (u * sign[:, None]) @ vt
-
-
-def _smallest_rotation(offset, aims):
-    """Return the smallest rotations (T, 3, 3) that turn offset (1, 3) towards aims (T, 1, 3)."""
-    return Rotation.from_quat(np.roll(between(offset, aims[:, 0]), -1, -1)).as_matrix()

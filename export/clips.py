@@ -6,10 +6,10 @@ import torch
 
 from export.bvh import write_bvh
 from utils.errors import UserError
-from utils.files import atomic_write, load_array, save_array
+from utils.files import load_array, save_array
 from utils.motion_process import recover_from_ric
 from utils.motion_spec import KIT, T2M
-from visualize.draw import gif_bytes
+from visualize.draw import save_gif
 
 SUFFIX = {"features": ".npy", "joints": ".npy", "gif": ".gif", "bvh": ".bvh"}
 
@@ -46,32 +46,25 @@ def read_motion(path):
 
 
 def write_motion(path, motion, spec, kind):
-    """Write one clip, whole or not at all: kind features | joints (.npy, float32), gif or bvh.
-
-    motion: raw features (T, D) or, but for kind features, joints (T, J, 3), in the data set's unit.
-    """
+    """Write raw features (T, D) or joints (T, J, 3) as kind features | joints (.npy, float32), gif or bvh."""
     if kind != "features" and motion.ndim == 2:
         motion = recover_from_ric(torch.as_tensor(motion, dtype=torch.float32), spec.joints).numpy()
     if kind == "bvh":
         write_bvh(path, motion, spec)
     elif kind == "gif":
-        with atomic_write(path) as file:
-            file.write(gif_bytes(motion, spec))
+        save_gif(path, motion, spec)
     else:
         save_array(path, motion.astype(np.float32))
 
 
 def plan_outputs(out, sources, kind, overwrite):
-    """Return {name: file to write} below `out` for sources {name: file that it is made from}.
-
-    Raises UserError for files that are there already, unless `overwrite`, and for files that are sources.
-    """
+    """Return {name: file to write} below `out` for sources {name: file that it is made from}."""
     require_folder(out)
     targets = {name: Path(out, f"{name}{SUFFIX[kind]}") for name in sources}
     there = [name for name, target in targets.items() if target.exists()]
-    own = any(targets[name].samefile(sources[name]) for name in there)
-    if own or (there and not overwrite):
-        found = f"is there already ({len(there)} of {len(targets)} files are)"
-        wrong, more = ("would replace what it is made of", "") if own else (found, ", or give --overwrite")
-        raise UserError(f"{targets[there[0]]}: {wrong}; name another folder with --out{more}")
+    if any(targets[name].samefile(sources[name]) for name in there):
+        raise UserError(f"{out}: this would replace what it is made of; name another folder with --out")
+    if there and not overwrite:
+        raise UserError(f"{targets[there[0]]}: is there already ({len(there)} of {len(targets)} files are); "
+                        "name another folder with --out, or give --overwrite")
     return targets

@@ -9,10 +9,7 @@ from utils.files import atomic_write, save_array
 
 
 def save_momask(folder, net):
-    """Write FOLDER/opt.txt, model/net_best_fid.tar and meta/{mean,std}.npy of a HumanVQVAE with mean and std.
-
-    MoMask finds them as CHECKPOINTS_DIR/DATASET_NAME/NAME. Raises UserError for other than residual codes.
-    """
+    """Write FOLDER/opt.txt, model/net_best_fid.tar and meta/{mean,std}.npy of a HumanVQVAE."""
     if net.vqvae.quant != "residual":
         raise UserError(f"--to-momask needs residual codes, and this network has {net.vqvae.quant} codes")
     folder = Path(folder).absolute()

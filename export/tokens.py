@@ -42,7 +42,7 @@ def check_output(out):
 def write_tokens(out, codes, manifest):
     """Write codes {id: (T',) or (T', Q) int64} and their manifest; remove what an earlier run left.
 
-    Every file is whole or not there. `complete` in the manifest turns true last, so that a killed run shows.
+    `complete` in the manifest turns true last, so that a killed run shows.
     """
     check_output(out)
     out = Path(out)
@@ -75,7 +75,7 @@ def read_tokens(path):
 def read_rows(path, net):
     """Read the rows of codes at a path: ({name: (T',) int64, residual (T', q)}, {name: its file}).
 
-    A file of several rows gives NAME_0, NAME_1, … Raises UserError for codes of other weights too.
+    A file of several rows gives NAME_0, NAME_1, …
     """
     arrays, files, manifest = read_tokens(path)
     if manifest and manifest.get("weights_sha256") != weights_sha256(net.state_dict()):
@@ -94,9 +94,8 @@ def rows_of(codes, file, net, manifest):
     """Return the rows, (T',) or residual (T', q) int64, of an array of codes.
 
     codes: integers (T',) or (1, T') of one layer, (rows, T') where the manifest says how many "rows" a file
-    holds, or (T', q) of the first q layers of residual codes, with -1 for none.
+    holds, or (T', q) of the first q layers of residual codes, with -1 for none. Raises UserError for others.
     The first nb_code ends a row (T2M-GPT's second stage ends its rows so, and pads them with nb_code + 1).
-    Raises UserError for other arrays and numbers.
     """
     nb_code, quantizer = net.nb_code, net.vqvae.quantizer
     layers = 1 if manifest.get("layers") == 1 else quantizer.num_layers

@@ -1,7 +1,4 @@
-"""Clips of many lengths through a network: only clips of equal length share a batch, so each is as if alone.
-
-n clips, N clips of a batch, T frames, D features, T' codes.
-"""
+"""Clips of many lengths through a network: only clips of equal length share a batch."""
 from contextlib import contextmanager
 
 import numpy as np
@@ -27,21 +24,16 @@ def evaluating(net):
 
 def equal_length_batches(lengths, max_frames=BATCH_FRAMES):
     """Return index arrays into `lengths`, of one length and at most `max_frames` frames each."""
-    order = np.argsort(lengths, kind="stable")
-    steps = np.flatnonzero(np.diff(np.asarray(lengths)[order])) + 1
     batches = []
-    for same in np.split(order, steps) if len(order) else ():
-        count = max(1, max_frames // max(1, lengths[same[0]]))
+    for length in np.unique(lengths):
+        same, count = np.flatnonzero(np.equal(lengths, length)), max(1, max_frames // max(1, length))
         batches += [same[start:start + count] for start in range(0, len(same), count)]
     return batches
 
 
-def run_in_batches(net, function, lengths, max_frames=BATCH_FRAMES):
-    """Yield (positions in `lengths`, output as an array), batch by batch, with the net in eval mode.
-
-    function: positions → tensor (N, …). lengths: frames that each position stands for.
-    """
-    for batch in equal_length_batches(lengths, max_frames):
+def run_in_batches(net, function, lengths):
+    """Yield (positions in `lengths`, function(positions) as an array), batch by batch, in eval mode."""
+    for batch in equal_length_batches(lengths):
         with evaluating(net):
             output = function(batch).cpu().numpy()
         yield batch, output
@@ -50,11 +42,9 @@ def run_in_batches(net, function, lengths, max_frames=BATCH_FRAMES):
 def gather_clips(net, clips, index, starts, length):
     """Return the features of clips of one length, (N, T, D) float32 on the net's device.
 
-    clips: as `load_split` returns. index: positions in `clips.names`. starts: first rows in `clips.frames`.
-    Raises UserError naming the first clip that is not finite.
+    index: positions in `clips.names`. starts: first rows in `clips.frames`. Raises UserError for NaN and Inf.
     """
-    frames = clips.frames[np.asarray(starts)[:, None] + np.arange(length)]
-    x = torch.from_numpy(frames).to(next(net.parameters()).device)
+    x = torch.from_numpy(clips.frames[starts[:, None] + np.arange(length)]).to(next(net.parameters()).device)
     require_finite(x, [clips.names[i] for i in index], "mend the clip or leave it out with --skip-bad-clips")
     return x
 
@@ -68,11 +58,9 @@ def require_finite(x, names, advice):
 
 
 def forward_clips(net, clips, index, starts, length, layers=None):
-    """Return x and its reconstruction (N, T, D), float32, and its codes (N, T'). Clips have one length.
+    """Return x and its reconstruction (N, T, D), float32, and its codes, of clips of one length.
 
-    layers: how many layers of residual codes (N, T', Q) to decode, None: all.
-
-    Raises UserError naming the first clip that is not finite, or whose reconstruction is not.
+    layers: how many layers of residual codes to decode, None: all. Raises UserError for NaN and Inf.
     """
     x = gather_clips(net, clips, index, starts, length)
     codes = net.encode(x)
@@ -83,41 +71,24 @@ def forward_clips(net, clips, index, starts, length, layers=None):
     return x, out, codes
 
 
-def encode_clips(net, clips, index, starts, lengths, max_frames=BATCH_FRAMES):
+def encode_clips(net, clips, index, starts, lengths):
     """Yield (positions in `index`, codes (N, T') int64 array) of clips, batch by batch."""
-    def encode(batch):
-        return net.encode(gather_clips(net, clips, index[batch], starts[batch], lengths[batch[0]]))
-
-    return run_in_batches(net, encode, lengths, max_frames)
+    return run_in_batches(net, lambda batch: net.encode(
+        gather_clips(net, clips, index[batch], starts[batch], lengths[batch[0]])), lengths)
 
 
-def decode_rows(net, rows, max_frames=BATCH_FRAMES):
-    """Yield (positions in `rows`, normalised features (N, T, D) float32 array), batch by batch.
-
-    rows: integer arrays (T',) of codes. Raises UserError for an empty row and for what is no code.
-    """
+def decode_rows(net, rows):
+    """Yield (positions in `rows`, normalised features (N, T, D) array) of rows of codes, batch by batch."""
     lengths = [len(row) * 2 ** net.down_t for row in rows]
-
-    def decode(batch):
-        return net.forward_decoder([rows[i] for i in batch])
-
-    return run_in_batches(net, decode, lengths, max_frames)
+    return run_in_batches(net, lambda batch: net.forward_decoder([rows[i] for i in batch]), lengths)
 
 
-def reconstruct_clips(net, clips, max_frames=BATCH_FRAMES):
-    """Return lists of reconstructions, (T, D) float32 normalised features, and of codes (T',) int64.
-
-    clips: `names`, normalised `frames` (F, D), `offsets` (n + 1,). Each clip is cut to whole codes.
-    """
-    unit = 2 ** net.down_t
-    lengths = np.diff(clips.offsets) // unit * unit
-    features, codes = [None] * len(lengths), [None] * len(lengths)
-    with evaluating(net):
-        for batch in equal_length_batches(lengths, max_frames):
-            _, out, idx = forward_clips(net, clips, batch, clips.offsets[batch], lengths[batch[0]])
-            for i, x, row in zip(batch, out.cpu().numpy(), idx.cpu().numpy()):
-                features[i], codes[i] = x, row
-    return features, codes
+def reconstruct_clips(net, clips):
+    """Return lists of normalised reconstructions (T, D) and of codes (T',), of clips cut to whole codes."""
+    lengths = np.diff(clips.offsets) // 2 ** net.down_t * 2 ** net.down_t
+    encoded = encode_clips(net, clips, np.arange(len(lengths)), clips.offsets[:-1], lengths)
+    codes = [row.numpy() for row in in_order(encoded, len(lengths))]
+    return [x.numpy() for x in in_order(decode_rows(net, codes), len(codes))], codes
 
 
 def as_array(value):

@@ -1,7 +1,4 @@
-"""The frozen text and motion encoders behind FID and R-precision (T2M, CVPR 2022, networks/modules.py).
-
-State-dict names and shapes are those of the published `finest.tar`. N clips, T frames, L tokens.
-"""
+"""The frozen text and motion encoders behind FID and R-precision (T2M, CVPR 2022, networks/modules.py)."""
 import pickle
 from pathlib import Path
 
@@ -85,10 +82,7 @@ class Extractors(nn.Module):
 
 
 def load_networks(path, width=263):
-    """Read `finest.tar` into Extractors. width: features of a frame.
-
-    Raises UserError for a file that is missing, damaged, more than plain tensors, or of another data set.
-    """
+    """Read `finest.tar` into Extractors. Raises UserError for any other file, and for another width."""
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         with torch.device("meta"):  # no random numbers are drawn for weights that the file brings
@@ -98,8 +92,7 @@ def load_networks(path, width=263):
     except Exception as error:  # a damaged or foreign file raises nearly anything
         text = " ".join(str(error).split()).rpartition("state_dict for ")[2][:80]
         reason = describe_file(path) if isinstance(error, pickle.UnpicklingError) else text
-        expected = f"expected T2M's encoders of {width} features"
-        raise UserError(f"{path}: refused ({reason}); {expected}") from None
+        raise UserError(f"{path}: refused ({reason}); expected T2M's encoders of {width} features") from None
     return extractors.float()  # as upstream's, whatever the file stores
 
 
@@ -113,10 +106,7 @@ def find_missing(spec, evaluator_dir=None, glove_dir=None):
 
 
 def load_extractors(spec, folder, glove):
-    """Load networks, vocabulary and statistics, None where there are none, from `find_missing`'s folders.
-
-    Raises UserError for what is missing, damaged or not plain data.
-    """
+    """Load networks, vocabulary and statistics, None where there are none, from `find_missing`'s folders."""
     extractors = load_networks(folder / FINEST, spec.width)
     extractors.vectorizer = WordVectorizer(glove)
     for meta in [folder / meta for meta in META_DIRS if (folder / meta / "mean.npy").is_file()][:1]:

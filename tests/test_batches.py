@@ -38,7 +38,7 @@ def test_batches_hold_each_clip_once_and_one_length():
 @pytest.mark.parametrize("norm", [None, "GN"])
 def test_every_clip_comes_out_as_if_alone(norm):
     net, clips = build(norm=norm), clips_of()
-    features, codes = reconstruct_clips(net, clips, max_frames=80)
+    features, codes = reconstruct_clips(net, clips)
     starts, lengths = clips.offsets[:-1], np.diff(clips.offsets) // 2 * 2
     encoded = {i: row for batch, rows in encode_clips(net, clips, np.arange(len(lengths)), starts, lengths)
                for i, row in zip(batch, rows)}

@@ -93,23 +93,24 @@ def test_chosen_frames_are_those_of_the_whole_clip():
     assert (draw.draw_frames(joints, T2M, size=64)[[3, 11]] == chosen).all()
 
 
-def test_side_by_side_shows_each_motion_and_the_error_beneath():
+def test_side_by_side_shows_each_motion_and_the_error():
     joints = dance(T2M, 6)
     pictures = draw.draw_frames(joints, T2M, reference=stand(T2M, 6), size=128)
-    assert pictures.shape == (6, 128 + 32, 256, 3)
+    assert pictures.shape == (6, 128, 256, 3)
     alone = draw.draw_frames(stand(T2M, 6), T2M, size=128, title="original")
-    assert (pictures[:, :110, :128] == alone[:, :110]).all()  # beneath, only the right figure has the time
-    marks = [near(picture[128:], draw.RIGHT).nonzero()[1].mean() for picture in pictures]
-    assert np.all(np.diff(marks) > 20)  # the point runs along the curve
+    assert (pictures[:, :, :128] == alone).all()
+    same, moved = (draw.draw_frames(x, T2M, reference=joints)[0, 236:, 256:] for x in (joints, joints + 0.01))
+    columns = np.flatnonzero((same != moved).any((0, 2)))
+    assert columns.size > 2  # 17 mm global instead of 0
 
 
 def test_a_wild_reconstruction_leaves_the_scale_of_both_panels_alone():
     joints = dance(T2M, 6)
     wild = joints + np.random.default_rng(0).normal(0, 0.4, joints.shape)
-    panels = [draw.draw_frames(x, T2M, reference=joints, size=96)[:, :96, :96] for x in (wild, joints)]
+    panels = [draw.draw_frames(x, T2M, reference=joints, size=96)[:, :, :96] for x in (wild, joints)]
     assert (panels[0] == panels[1]).all()
     short = draw.draw_frames(joints * 0.5, T2M, reference=joints, size=96)
-    sizes = [near(short[0, :96, half], draw.LEFT).nonzero()[0] for half in (slice(0, 96), slice(96, 192))]
+    sizes = [near(short[0, :, half], draw.LEFT).nonzero()[0] for half in (slice(0, 96), slice(96, 192))]
     assert np.ptp(sizes[1]) < 0.65 * np.ptp(sizes[0])
 
 
@@ -118,19 +119,8 @@ def test_a_reconstruction_alone_stands_at_the_originals_scale_over_its_path():
     alone = draw.draw_frames(joints * 0.5 + (0, 0, 0.2), T2M, reference=joints, alone=True, size=96,
                              title="reconstruction")
     both = draw.draw_frames(joints * 0.5 + (0, 0, 0.2), T2M, reference=joints, size=96)
-    assert alone.shape == (6, 96, 96, 3) and (alone == both[:, :96, 96:]).all()
+    assert alone.shape == (6, 96, 96, 3) and (alone[:, :88] == both[:, :88, 96:]).all()
     assert (alone != draw.draw_frames(joints * 0.5 + (0, 0, 0.2), T2M, size=96)).any()
-
-
-def test_the_errors_are_written_beneath_in_fields_that_stay_in_place():
-    joints = dance(T2M, 4)
-    moved = joints.copy()
-    moved[1:, :, 0] += np.array([0.05, 0.05, 2])[:, None]  # 0, 50, 50 and 2000 mm global; 0 root-aligned
-    captions = draw.draw_frames(moved, T2M, reference=joints)[:, 256:277]
-    assert (captions[1] == captions[2]).all()
-    columns = [np.flatnonzero((captions[0] != caption).any((0, 2))) for caption in captions[1::2]]
-    assert np.ptp(columns[1]) > np.ptp(columns[0]) > 5
-    assert columns[0].max() == pytest.approx(columns[1].max(), abs=2)  # right-aligned
 
 
 def test_errors_are_millimetres_root_aligned_and_global():

@@ -61,21 +61,15 @@ def write_json(path, content):
         file.write((json.dumps(content, indent=1) + "\n").encode())
 
 
-@contextmanager
 def exclusive_lock(folder, advice):
-    """Make `folder` and hold it for this process alone. Raises UserError, ending in `advice`."""
-    lock = filelock.FileLock(Path(folder, ".lock"), timeout=0)
+    """Make `folder` and hold it for this process alone: with … Raises UserError, ending in `advice`."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        return filelock.FileLock(Path(folder, ".lock"), timeout=0).acquire()
     except OSError as error:
         locked = isinstance(error, filelock.Timeout)
         reason = "in use by another process" if locked else f"cannot be written ({error.strerror or error})"
         raise UserError(f"{folder}: {reason}; {advice}") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def describe_file(path):

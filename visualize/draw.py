@@ -1,7 +1,6 @@
 """A skeleton in motion as frames and GIFs."""
 import io
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -9,6 +8,7 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.spatial import KDTree
 from scipy.spatial.transform import Rotation
 
+from utils.files import atomic_write
 from visualize import skeleton
 
 LEFT, RIGHT, SPINE = (38, 120, 190), (224, 108, 28), (62, 68, 84)  # apart for colour-blind readers too
@@ -57,10 +57,10 @@ class Figure:
     def __init__(self, joints, title, spec, size, beside=None):
         self.contacts = skeleton.foot_contacts(joints, spec)
         self.joints = joints = joints * skeleton.unit_in_metres(joints, spec)
-        self.fps, self.size, self.paths = spec.fps, size * OVER, [(joints[:, 0], TRAIL)]
+        self.size, self.paths = size * OVER, [(joints[:, 0], TRAIL)]
         self.height = beside.height if beside else skeleton.body_height(joints, spec)
         self.floor = beside.floor if beside else skeleton.floor_height(joints, self.height)
-        self.aim_camera()
+        self.aim_camera(spec.fps)
         if beside:
             self.focal, self.target[:, 1] = beside.focal, beside.target[0, 1]
             self.paths.insert(0, (beside.joints[:, 0], GHOST))
@@ -74,11 +74,11 @@ class Figure:
         self.feet = self.project(self.on_floor(joints[:, list(spec.feet)]))[0]
         self.base = self.background(title)
 
-    def aim_camera(self):
+    def aim_camera(self, fps):
         """Let a camera at a fixed angle follow the root."""
         joints, top = self.joints, max(0.95 * self.height, self.joints[..., 1].max() - self.floor)
         self.rotation = Rotation.from_euler("yx", (-AZIMUTH, ELEVATION), degrees=True).as_matrix()
-        self.target = gaussian_filter1d(joints[:, 0], 0.4 * self.fps, 0, mode="nearest", truncate=3)
+        self.target = gaussian_filter1d(joints[:, 0], 0.4 * fps, 0, mode="nearest", truncate=3)
         self.target[:, 1] = self.floor + 0.5 * top
         self.distance, self.focal = DISTANCE * self.height, 1
         # everything in view, within limits: a stray joint must not shrink the body to a dot
@@ -123,8 +123,8 @@ class Figure:
         for x, y in self.feet[frame, self.contacts[frame]].tolist():
             draw.ellipse((x - rx, y - ry, x + rx, y + ry), fill=CONTACT)
 
-    def picture(self, frame, clock=True):
-        """Return the frame as an RGB image. clock: show the time."""
+    def picture(self, frame, note):
+        """Return the frame as an (H, W, 3) array, with a note in a corner."""
         image = self.base.copy()
         draw = ImageDraw.Draw(image)
         self.paint_ground(draw, frame)
@@ -134,55 +134,34 @@ class Figure:
             draw.circle((x0, y0), r, fill=self.colours[bone])  # round ends
             draw.circle((x1, y1), r, fill=self.colours[bone])
         draw.circle(self.head[frame].tolist(), 2.9 * r, fill=SPINE)
-        if clock:
-            at, face = (self.size * 0.96, self.size * 0.97), font(self.size / 19)
-            draw.text(at, f"{frame / self.fps:.1f} s", fill=FAINT, font=face, anchor="rs")
-        return image.reduce(OVER)
-
-
-def error_strip(errors, frame, size, title):
-    """Return what stands beneath two figures, (size // 4, 2·size, 3) uint8: both errors, and their curve.
-
-    errors (2, T): root-aligned and global MPJPE in mm.
-    """
-    width, height, em = 2 * size * OVER, size // 4 * OVER, size * OVER / 18
-    x = np.linspace(0.02, 0.98, len(errors[0])) * width
-    y = (0.92 - 0.5 * errors[0] / max(errors[0].max(), 1e-9)) * height
-    image = Image.new("RGB", (width, height), PAPER)
-    draw, face = ImageDraw.Draw(image), fitting_font(title, em, 0.48 * width)
-    draw.text((0.98 * width, 0.04 * height), title, fill=FAINT, font=face, anchor="ra")
-    draw.line((x[0], 0.92 * height, x[-1], 0.92 * height), fill=GRID, width=OVER)
-    draw.line(np.stack([x, y], -1).reshape(-1).tolist(), fill=FAINT, width=OVER)
-    draw.circle((x[frame], y[frame]), height / 20, fill=RIGHT)
-    aligned, overall = (f"{values[frame]:.0f}" for values in errors)
-    for at, text, anchor in ((0, "error", "ls"), (4.3, aligned, "rs"), (4.3, " mm root-aligned,", "ls"),
-                             (14.2, overall, "rs"), (14.2, " mm global", "ls")):
-        place = 0.02 * width + at * em, 0.04 * height + em
-        draw.text(place, text, fill=INK, font=font(em), anchor=anchor)
-    return np.asarray(image.reduce(OVER))
+        at, face = (self.size * 0.96, self.size * 0.97), fitting_font(note, self.size / 19, self.size * 0.92)
+        draw.text(at, note, fill=FAINT, font=face, anchor="rs")
+        return np.asarray(image.reduce(OVER))
 
 
 def draw_frames(joints, spec, *, size=256, reference=None, alone=False, title="", frames=None):
-    """Return a skeleton in motion as pictures, (n, H, W, 3) uint8, n = T or len(frames).
+    """Return a skeleton in motion as pictures, (n, H, W, 3) uint8, n = T or len(frames), H = W = size.
 
-    joints (T, J, 3), metres or millimetres, y up; spec: MotionSpec. One figure: H = W = size.
+    joints (T, J, 3), metres or millimetres, y up; spec: MotionSpec.
     reference (T, J, 3): the original, drawn on the left (W = 2·size), with its path in grey on the right too,
-    and the errors in mm beneath (H = size + size // 4). alone: draw the right figure only.
+    and the errors in mm. alone: draw the right figure only.
     frames: indices to draw; None: all. Raises UserError for joints that cannot be drawn.
     """
     joints, left = skeleton.check_joints(joints, spec), None
     frames = range(len(joints)) if frames is None else frames
+    notes = [f"{frame / spec.fps:.1f} s" for frame in range(len(joints))]
     if reference is not None:
         reference = skeleton.check_joints(reference, spec, "reference joints", len(joints))
-        left = Figure(reference, "original", spec, size)
+        left = Figure(reference, title or "original", spec, size)
     pair = left and not alone
     right = Figure(joints, "reconstruction" if pair else title, spec, size, left)
-    pictures = np.stack([right.picture(frame) for frame in frames])
-    if not pair:
-        return pictures
-    pictures = np.concatenate([[left.picture(frame, clock=False) for frame in frames], pictures], 2)
-    errors = skeleton.frame_error(right.joints, left.joints)
-    return np.concatenate([pictures, [error_strip(errors, frame, size, title) for frame in frames]], 1)
+    figures = [(right, notes)]
+    if pair:
+        errors = zip(*skeleton.frame_error(right.joints, left.joints))
+        texts = [f"{aligned:.0f} mm root-aligned, {overall:.0f} mm global" for aligned, overall in errors]
+        figures = [(left, notes), (right, texts)]
+    return np.concatenate([[figure.picture(frame, texts[frame]) for frame in frames]
+                           for figure, texts in figures], 2)
 
 
 def encode_gif(frames, fps):
@@ -212,8 +191,9 @@ def gif_bytes(joints, spec, **drawing):
 
 
 def save_gif(path, joints, spec, **drawing):
-    """Write `gif_bytes` to path, whose folder must exist."""
-    Path(path).write_bytes(gif_bytes(joints, spec, **drawing))
+    """Write `gif_bytes` to a file."""
+    with atomic_write(path) as file:
+        file.write(gif_bytes(joints, spec, **drawing))
 
 
 def add_gif(writer, tag, gif, step=None):

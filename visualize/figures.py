@@ -65,10 +65,7 @@ def code_colour(code):
 
 
 def code_strip(rows, nb_code, labels, wrap=32):
-    """Draw rows of codes, integers in 0 … nb_code - 1, as numbered cells beneath their labels.
-
-    A row goes on in the next line after `wrap` cells.
-    """
+    """Draw rows of codes, integers below nb_code, as `wrap` numbered cells a line beneath their labels."""
     rows = [np.asarray(row).tolist() for row in rows]
     if wrong := [code for row in rows for code in row if not 0 <= code < nb_code]:
         raise UserError(f"code {wrong[0]} is outside the codebook of {nb_code} codes (0 … {nb_code - 1})")

@@ -37,7 +37,6 @@ def player(joints, spec, *, reference=None, codes=None, title="", unit=UNIT_LENG
 
     joints (T, J, 3), metres or millimetres. reference (T, J, 3): the original, drawn in grey beneath, and the
     root-aligned MPJPE of each frame in mm. codes (⌈T/unit⌉,): integers, each below its `unit` frames.
-    Positions are rounded to 1/32767 of the largest coordinate (0.3 mm at 10 m).
     Raises UserError for joints or codes that cannot be shown.
     """
     joints = skeleton.check_joints(joints, spec)

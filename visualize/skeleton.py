@@ -31,10 +31,7 @@ def unit_in_metres(joints, spec):
 
 
 def foot_contacts(joints, spec):
-    """Return whether each foot joint stands, (T, 4) bool: left ankle, left toe, right ankle, right toe.
-
-    HumanML3D's rule: the squared step to the next frame is below the data set's threshold.
-    """
+    """Return whether each foot joint stands, by HumanML3D's rule: (T, 4) bool, the left ones first."""
     if len(joints) < 2:
         return np.zeros((len(joints), 4), bool)
     step = np.square(np.diff(joints[:, list(spec.feet)], axis=0)).sum(-1)
