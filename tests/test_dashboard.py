@@ -97,7 +97,7 @@ def test_at_the_end_each_clip_stands_beside_its_original(trained):
     assert "vis_*.gif" in (trained / "run.log").read_text()
     for name, length in (("000006", 64), ("000007", 72)):
         shown = frames((trained / f"vis_{name}.gif").read_bytes())
-        assert shown.shape == (length, 256 + 64, 512, 3)
+        assert shown.shape == (length, 256, 512, 3)
         assert (shown[:, 64:256, :256] != shown[:, 64:256, 256:]).any()
 
 
