@@ -15,11 +15,8 @@ if __name__ == "__main__":  # parse before the slow imports: --help and refusals
     ARGS = get_args_parser()
 
 import sys
-from os.path import samefile
 
 import torch
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dataset.dataset_VQ import WindowFeed
 from dataset.motion_folder import find_clips, find_statistics, load_split
@@ -70,13 +67,14 @@ def train(args, run, device, rank, world):
     last = warm_up + args.total_iter
     start, best = restore(state, parts, last, clips, run.log)
     run.start(net, parts, val, start, state["usage"] if state else ())
-    run.log.info(f"{world} × {device}: {describe(net, args, start, last)}")
+    size = sum(p.numel() for p in net.parameters()) / 1e6
+    run.log.info(f"{args.quantizer} on {world} × {device}, {size:.2f} M parameters: steps {start + 1} to {last} "
+                 f"({warm_up} of warm-up)")
 
     # -------- loop, warm-up included
     batches = feed.batches_on(device, start, rank, world, args.grad_accum)
-    steps = tqdm(range(start + 1, last + 1), initial=start, total=last, disable=rank > 0 or None)
-    with Signals() as signals, logging_redirect_tqdm([run.log]), steps:
-        for step in steps:
+    with Signals() as signals:
+        for step in range(start + 1, last + 1):
             rate = optimizer.param_groups[0]["lr"] = learning_rate(step, args)
             windows = [x.to(dtype) for x in next(batches)]
             meter.add(step, train_step(objective, net, optimizer, scaler, windows))
@@ -88,7 +86,9 @@ def train(args, run, device, rank, world):
             validates = (trained > 0 and trained % args.eval_iter == 0) or final
             saves = step % args.save_iter == 0 or final or stop
             if (prints or validates or saves) and (bad := int(meter.bad_step)):
-                run.log.error(describe_bad_step(bad, clips, feed))
+                names = ", ".join(clips.names[i] for i in feed.select(bad - 1)[0])
+                run.log.error(f"Step {bad} has a non-finite loss, latent or gradient; the last state stands. "
+                              f"Its clips: {names}")
                 return 1
             if prints:
                 run.report(step, rate, meter.read())
@@ -119,12 +119,8 @@ def load_data(args, net, log):
             log.info(f"{root}: made the demo set")
     find_clips(root)
     net.mean, net.std, meta = find_statistics(args, spec)
-    variant, expected = describe_statistics(net.std), "data set" if samefile(meta, root) else "evaluator"
-    log.info(f"Using mean and std from {meta} ({variant} variant).")
-    if args.dataname == "t2m" and variant != expected:
-        log.warning(f"{meta}: expected the {expected} variant, found the {variant} one; see --meta-dir.")
-    elif args.dataname == "t2m" and variant == "data set":
-        log.info("Published numbers use the evaluator variant: root and contact std ÷ 25 (--meta-dir).")
+    log.info(f"Using mean and std from {meta} ({describe_statistics(net.std)} variant); published numbers use "
+             "the evaluator variant: root and contact std ÷ 25 (--meta-dir).")
     net.std = weigh_root_and_contacts(net.std, spec, args.feat_bias)
     clips = load_split(root, "train", spec, net.mean, net.std, args.skip_bad_clips, cache=not args.no_cache)
     feed = WindowFeed(clips, args.window_size, args.batch_size, args.seed)
@@ -143,20 +139,6 @@ def check_speed(args, device, log):
     if problem:
         log.warning(f"--compile: torch.compile does not work here ({problem}); training without it.")
     return args.compile and not problem
-
-
-def describe(net, args, start, last):
-    """Return what a log line says of the network and the steps to do."""
-    size = sum(p.numel() for p in net.parameters()) / 1e6
-    layers = f"{args.num_quantizers} layers, " if args.quantizer == "residual" else ""
-    return (f"{args.quantizer}, {layers}{args.nb_code} codes of width {args.code_dim}, {size:.2f} M "
-            f"parameters, steps {start + 1} to {last} ({warm_up_steps(args)} of warm-up)")
-
-
-def describe_bad_step(step, clips, feed):
-    """Return the log line of a step that was not finite, with its clips."""
-    names = ", ".join(clips.names[i] for i in feed.select(step - 1)[0])
-    return f"Step {step} has a non-finite loss, latent or gradient; the last state stands. Its clips: {names}"
 
 
 if __name__ == "__main__":
