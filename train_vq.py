@@ -68,8 +68,8 @@ def train(args, run, device, rank, world):
     start, best = restore(state, parts, last, clips, run.log)
     run.start(net, parts, val, start, state["usage"] if state else ())
     size = sum(p.numel() for p in net.parameters()) / 1e6
-    run.log.info(f"{args.quantizer} on {world} × {device}, {size:.2f} M parameters: steps {start + 1} to {last} "
-                 f"({warm_up} of warm-up)")
+    run.log.info(f"{args.quantizer}, {size:.2f} M parameters, on {world} × {device}: "
+                 f"steps {start + 1} to {last}, {warm_up} of warm-up")
 
     # -------- loop, warm-up included
     batches = feed.batches_on(device, start, rank, world, args.grad_accum)
@@ -119,8 +119,8 @@ def load_data(args, net, log):
             log.info(f"{root}: made the demo set")
     find_clips(root)
     net.mean, net.std, meta = find_statistics(args, spec)
-    log.info(f"Using mean and std from {meta} ({describe_statistics(net.std)} variant); published numbers use "
-             "the evaluator variant: root and contact std ÷ 25 (--meta-dir).")
+    log.info(f"Using mean and std from {meta} ({describe_statistics(net.std)} variant); "
+             "published numbers use the evaluator variant: root and contact std ÷ 25 (--meta-dir).")
     net.std = weigh_root_and_contacts(net.std, spec, args.feat_bias)
     clips = load_split(root, "train", spec, net.mean, net.std, args.skip_bad_clips, cache=not args.no_cache)
     feed = WindowFeed(clips, args.window_size, args.batch_size, args.seed)

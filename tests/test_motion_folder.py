@@ -145,7 +145,7 @@ def test_many_bad_clips_are_counted(tmp_path):
 
 
 def test_missing_folder_and_splits_say_what_to_do(root):
-    with pytest.raises(UserError, match=r"is no folder.*--data-root.*dataset\.prepare"):
+    with pytest.raises(UserError, match=r"no such folder.*--data-root.*dataset\.prepare"):
         load_split(root / "nowhere", "train", T2M, np.zeros(263), np.ones(263))
     (root / "train.txt").write_text("\n\n")
     with pytest.raises(UserError, match="holds no clip id"):

@@ -376,8 +376,8 @@ def test_an_unwritable_folder_is_told_before_the_data_is_read(tmp_path, capsys):
 
 
 def test_a_missing_data_folder_is_told(tmp_path, capsys):
-    refused(small_args(tmp_path / "nowhere", tmp_path), capsys, "nowhere: is no folder")
-    assert "is no folder" in (tmp_path / "run" / "run.log").read_text()
+    refused(small_args(tmp_path / "nowhere", tmp_path), capsys, "no such folder")
+    assert "no such folder" in (tmp_path / "run" / "run.log").read_text()
     root = make_dataset(tmp_path / "data")  # a refused start is no run: the mended command works as it is
     assert main(small_args(root, tmp_path)) == 0
 
