@@ -17,6 +17,8 @@ if __name__ == "__main__":  # parse before the slow imports: --help and refusals
 import sys
 
 import torch
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dataset.dataset_VQ import WindowFeed
 from dataset.motion_folder import find_clips, find_statistics, load_split
@@ -73,8 +75,9 @@ def train(args, run, device, rank, world):
 
     # -------- loop, warm-up included
     batches = feed.batches_on(device, start, rank, world, args.grad_accum)
-    with Signals() as signals:
-        for step in range(start + 1, last + 1):
+    steps = tqdm(range(start + 1, last + 1), initial=start, total=last, disable=rank > 0 or None)
+    with Signals() as signals, logging_redirect_tqdm([run.log]):
+        for step in steps:
             rate = optimizer.param_groups[0]["lr"] = learning_rate(step, args)
             windows = [x.to(dtype) for x in next(batches)]
             meter.add(step, train_step(objective, net, optimizer, scaler, windows))
@@ -124,8 +127,8 @@ def load_data(args, net, log):
     net.std = weigh_root_and_contacts(net.std, spec, args.feat_bias)
     clips = load_split(root, "train", spec, net.mean, net.std, args.skip_bad_clips, cache=not args.no_cache)
     feed = WindowFeed(clips, args.window_size, args.batch_size, args.seed)
-    log.info(f"{args.dataname}: {len(feed)} training clips, {clips.offsets[-1]} frames, from {root}; "
-             f"{feed.too_short} shorter than {args.window_size} frames, {len(clips.bad)} bad ones left out")
+    log.info(f"{args.dataname}: {len(feed)} of {len(clips.names)} clips are long enough for a window, "
+             f"{clips.offsets[-1]} frames from {root}; {len(clips.bad)} bad ones left out")
     for message in filter(None, [*clips.bad, clips.warning]):
         log.warning(message)
     return clips, feed, load_validation(args, root, net, log)
