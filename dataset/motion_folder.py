@@ -10,7 +10,7 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.files import load_array, read_text, remove_stale, save_array, write_json
-from utils.motion_process import describe_statistics, normalisation_problem, weigh_root_and_contacts
+from utils.motion_process import describe_statistics, normalisation_problem
 from utils.motion_spec import get_spec
 
 CACHE = ".packed"
@@ -38,8 +38,8 @@ def find_clips(root):
     """Return the folder of a data folder's clips. Raises UserError when there is none."""
     folder = Path(root, "new_joint_vecs")
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; expected HumanML3D's layout (ID.npy in it, train.txt beside "
-                        "it); name it with --data-root, or make one with python -m dataset.prepare")
+        raise UserError(f"{folder}: no such folder; expected HumanML3D's layout (clips in it, train.txt "
+                        "beside it); name it with --data-root, or make one with python -m dataset.prepare")
     return folder
 
 
@@ -74,7 +74,7 @@ def find_statistics(args, spec):
             if all(path.is_file() for path in paths):
                 mean, std = (_read_statistic(path, spec) for path in paths)
                 if std.min() < SMALLEST_STD:
-                    raise UserError(f"{paths[1]}: entry {np.argmin(std)} is {std.min():g}, no std of any motion")
+                    raise UserError(f"{paths[1]}: entry {np.argmin(std)} is {std.min():g}, too small a std")
                 return mean, std, str(folder)
     raise UserError(f"{folders[-1]}: no mean and std (Mean.npy and Std.npy, or mean.npy and std.npy); "
                     "name their folder with --meta-dir")
@@ -101,20 +101,14 @@ def find_data(path, net, args):
         raise UserError(f"{path}: a network of {net.spec.name}'s {net.spec.width} features cannot take "
                         f"{spec.name}'s {spec.width}; name data of {net.spec.name} or another checkpoint")
     root = args.data_root or net.recipe.get("data_root") or spec.data_root
-    where = SimpleNamespace(data_root=root, meta_dir=args.meta_dir or net.recipe.get("meta_dir"))
-    try:
-        mean, std, folder = find_statistics(where, spec)
-    except UserError:
-        if net.mean is not None and not args.meta_dir:  # the checkpoint's own are enough
-            return spec, root, []
-        raise
     if net.mean is None:
-        net.mean, net.std, variant = mean, std, describe_statistics(std)
-        return spec, root, [f"the checkpoint carries no mean and std; in use: {folder} ({variant} variant)"]
-    std = weigh_root_and_contacts(std, spec, net.recipe.get("feat_bias", 1))
-    if np.allclose([mean, std], [net.mean, net.std], rtol=1e-5, atol=1e-7):
-        return spec, root, []
-    return spec, root, [f"mean and std in {folder} differ from the checkpoint's; the checkpoint's are used"]
+        where = SimpleNamespace(data_root=root, meta_dir=args.meta_dir or net.recipe.get("meta_dir"))
+        net.mean, net.std, folder = find_statistics(where, spec)
+        return spec, root, [f"the checkpoint carries no mean and std; in use: {folder} "
+                            f"({describe_statistics(net.std)} variant)"]
+    if args.meta_dir:
+        raise UserError(f"{path}: carries its own mean and std; leave out --meta-dir")
+    return spec, root, []
 
 
 def load_split(root, split, spec, mean, std, skip_bad=False, cache=True):

@@ -95,7 +95,6 @@ def get_args_parser(argv=None):
     """Parse the flags of `train_vq.py`; exit with code 2 and one line for what cannot work."""
     parser = common.Parser(prog="train_vq.py", description="Train the motion VQ-VAE. @FILE reads a recipe.")
     common.add_data_flags(parser)
-    common.add_device_flag(parser)
     add_network_flags(parser)
     add_training_flags(parser)
     common.add_extractor_flags(parser)
