@@ -116,8 +116,7 @@ def load_split(root, split, spec, mean, std, skip_bad=False, cache=True):
 
     Returns a namespace: `names` list of ids; `frames` (F, D) float32, clip after clip, normalised in float64;
     `offsets` (n + 1,) int64; `bad` the messages of the clips left out; `warning` why the frames do not look
-    normalised, or None; `content` a SHA-256 of the frames; `split`.
-    cache: whether frames are mapped from ROOT/.packed, and packed there where it does not fit the files.
+    normalised, or None; `content` a SHA-256 of the frames; `split`. cache: map the frames from ROOT/.packed.
     Raises UserError for a missing folder and, unless `skip_bad`, for clips that `read_clip` refuses.
     """
     folder, path = find_clips(root), Path(root, f"{split}.txt")

@@ -61,7 +61,6 @@ def given_state(args):
 
 class NoRunFolder:
     """The run folder of every rank but 0: it writes nothing."""
-
     log = logging.Logger("silent", logging.CRITICAL + 1)
 
     def __getattr__(self, name):
@@ -148,7 +147,7 @@ class RunFolder:
 
     def finish(self):
         """Write the flags beside the final metrics, and every drawn clip as vis_NAME.gif."""
-        self._try(self.board.finish, self.args, self.path, self.log)
+        self._try(self.board.finish, self.args, self.path)
         self.log.info(f"Done: {self.step} steps; weights in {self.path}/net_last.pth.")
 
     def close(self):
