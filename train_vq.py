@@ -69,15 +69,12 @@ def train(args, run, device, rank, world):
     last = warm_up + args.total_iter
     start, best = restore(state, parts, last, clips, run.log)
     run.start(net, parts, val, start, state["usage"] if state else ())
-    size = sum(p.numel() for p in net.parameters()) / 1e6
-    run.log.info(f"{args.quantizer}, {size:.2f} M parameters, on {world} × {device}: "
-                 f"steps {start + 1} to {last}, {warm_up} of warm-up")
+    run.log.info(f"{args.quantizer} on {world} × {device}: steps {start + 1} to {last}, {warm_up} of warm-up")
 
     # -------- loop, warm-up included
     batches = feed.batches_on(device, start, rank, world, args.grad_accum)
-    steps = tqdm(range(start + 1, last + 1), initial=start, total=last, disable=rank > 0 or None)
     with Signals() as signals, logging_redirect_tqdm([run.log]):
-        for step in steps:
+        for step in tqdm(range(start + 1, last + 1), initial=start, total=last, disable=rank > 0 or None):
             rate = optimizer.param_groups[0]["lr"] = learning_rate(step, args)
             windows = [x.to(dtype) for x in next(batches)]
             meter.add(step, train_step(objective, net, optimizer, scaler, windows))
@@ -89,9 +86,8 @@ def train(args, run, device, rank, world):
             validates = (trained > 0 and trained % args.eval_iter == 0) or final
             saves = step % args.save_iter == 0 or final or stop
             if (prints or validates or saves) and (bad := int(meter.bad_step)):
-                names = ", ".join(clips.names[i] for i in feed.select(bad - 1)[0])
-                run.log.error(f"Step {bad} has a non-finite loss, latent or gradient; the last state stands. "
-                              f"Its clips: {names}")
+                names = [clips.names[i] for i in feed.select(bad - 1)[0]]
+                run.log.error(f"Step {bad} has a non-finite loss or gradient. Its clips: {', '.join(names)}")
                 return 1
             if prints:
                 run.report(step, rate, meter.read())
