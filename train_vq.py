@@ -28,7 +28,7 @@ from training.meter import Meter
 from training.run_folder import open_run
 from training.step import WeightAverage, build_objective, learning_rate, train_step, warm_up_steps
 from training.validation import best_scores, load_validation, validate
-from utils.device import can_compile, is_slow_in_bf16, pick_device, set_precision
+from utils.device import check_compiler, is_slow_in_bf16, pick_device, set_precision
 from utils.errors import exit_cleanly
 from utils.motion_process import describe_statistics, weigh_root_and_contacts
 from utils.motion_spec import get_spec
@@ -41,8 +41,12 @@ def main(args):
     check_ranks(args, world)
     device = pick_device(args.device)
     set_precision(device, args.tf32)
+    if args.compile:
+        check_compiler(device)
     torch.manual_seed(args.seed)
     with open_run(args, rank) as run:
+        if args.amp == "bf16" and is_slow_in_bf16(device):
+            run.log.warning(f"--amp bf16 is slower than float32 on this {device.type}; leave it out.")
         return train(args, run, device, rank, world)
 
 
@@ -59,7 +63,7 @@ def train(args, run, device, rank, world):
     net.to(device, dtype).train()
 
     # -------- optimizer, and the rest of a saved state
-    objective = build_objective(net, args, compiled=check_speed(args, device, run.log))
+    objective = build_objective(net, args)
     optimizer = torch.optim.AdamW(net.parameters(), lr=args.lr, betas=(0.9, 0.99),
                                   weight_decay=args.weight_decay, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
@@ -128,16 +132,6 @@ def load_data(args, net, log):
     for message in filter(None, [*clips.bad, clips.warning]):
         log.warning(message)
     return clips, feed, load_validation(args, root, net, log)
-
-
-def check_speed(args, device, log):
-    """Return whether to compile; warn where that does not work, and where --amp bf16 is slow."""
-    if args.amp == "bf16" and is_slow_in_bf16(device):
-        log.warning(f"--amp bf16: bfloat16 is slower than float32 on this {device.type}; leave --amp out.")
-    problem = args.compile and can_compile(device)
-    if problem:
-        log.warning(f"--compile: torch.compile does not work here ({problem}); training without it.")
-    return args.compile and not problem
 
 
 if __name__ == "__main__":

@@ -54,10 +54,10 @@ class Objective(nn.Module):
         return torch.stack([recons, vel, commit, total]), rows, idx
 
 
-def build_objective(net, args, compiled=False):
+def build_objective(net, args):
     """Return the Objective of `net`, compiled if asked, with gradients averaged over the ranks."""
     objective = Objective(net, args)
-    if compiled:
+    if args.compile:
         objective = torch.compile(objective, fullgraph=True)
     if rank_and_world()[1] > 1:
         objective = DistributedDataParallel(objective, gradient_as_bucket_view=True)

@@ -48,13 +48,12 @@ def is_slow_in_bf16(device):
     return seconds[1] > 1.5 * seconds[0]
 
 
-def can_compile(device):
-    """Return None where torch.compile works on the device, else why not, in one line."""
+def check_compiler(device):
+    """Raise UserError where torch.compile does not work on the device."""
     try:
         torch.compile(lambda x: x + 1)(torch.ones(8, device=device))
     except (RuntimeError, OSError, ImportError) as error:  # no C++ compiler, no Triton, …
-        return " ".join(str(error).split())[:100]
-    return None
+        raise UserError(f"--compile does not work here: {' '.join(str(error).split())[:100]}") from None
 
 
 def rank_and_world():
