@@ -22,7 +22,7 @@ from models.vqvae import QUANTIZERS, HumanVQVAE
 from options.common import COUNT, Parser, number
 from options.option_vq import get_args_parser
 from training.step import AMP, build_objective, train_step
-from utils.device import can_compile, is_slow_in_bf16, pick_device, set_precision
+from utils.device import is_slow_in_bf16, pick_device, set_precision
 from utils.errors import exit_cleanly
 from utils.motion_spec import get_spec
 
@@ -47,7 +47,7 @@ def make_step(args, device, **changes):
     """Return a function that makes one training step, always of the same windows; changes: to `args`."""
     args = SimpleNamespace(**{**vars(args), **changes})
     net = HumanVQVAE.from_args(args).to(device).train()
-    objective = build_objective(net, args, compiled=args.compile and not can_compile(device))
+    objective = build_objective(net, args)
     optimizer = torch.optim.AdamW(net.parameters(), args.lr, betas=(0.9, 0.99), fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
     x = torch.randn(args.batch_size, args.window_size, net.spec.width).to(device)

@@ -12,7 +12,6 @@ def parse_args(argv=None):
     parser = common.Parser(prog="eval_vq.py", description="Evaluate checkpoints on a split, in one table.")
     common.add_checkpoint_flags(parser, several=True)
     common.add_data_flags(parser, dataname=None)
-    common.add_device_flag(parser)
     common.add_extractor_flags(parser)
     add = parser.add_argument_group("evaluation").add_argument
     add("--split", default="test", metavar="NAME", help="evaluate the clips of NAME.txt")

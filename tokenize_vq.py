@@ -11,7 +11,6 @@ def parse_args(argv=None):
     parser = common.Parser(prog="tokenize_vq.py", description="Write the codes of clips, or decode codes.")
     common.add_checkpoint_flags(parser)
     common.add_data_flags(parser, dataname=None)
-    common.add_device_flag(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write: codes or motion")
     add = parser.add_argument_group("codes").add_argument
     add("--split", nargs="+", metavar="NAME", help="clips of NAME.txt; None: all, else train, val and test")

@@ -15,7 +15,6 @@ if __name__ == "__main__":  # parse before the slow imports: --help and refusals
     ARGS = get_args_parser()
 
 import sys
-from os.path import samefile
 
 import torch
 from tqdm import tqdm
@@ -29,7 +28,7 @@ from training.meter import Meter
 from training.run_folder import open_run
 from training.step import WeightAverage, build_objective, learning_rate, train_step, warm_up_steps
 from training.validation import best_scores, load_validation, validate
-from utils.device import can_compile, is_slow_in_bf16, pick_device, set_precision
+from utils.device import check_compiler, is_slow_in_bf16, pick_device, set_precision
 from utils.errors import exit_cleanly
 from utils.motion_process import describe_statistics, weigh_root_and_contacts
 from utils.motion_spec import get_spec
@@ -42,8 +41,12 @@ def main(args):
     check_ranks(args, world)
     device = pick_device(args.device)
     set_precision(device, args.tf32)
+    if args.compile:
+        check_compiler(device)
     torch.manual_seed(args.seed)
     with open_run(args, rank) as run:
+        if args.amp == "bf16" and is_slow_in_bf16(device):
+            run.log.warning(f"--amp bf16 is slower than float32 on this {device.type}; leave it out.")
         return train(args, run, device, rank, world)
 
 
@@ -60,7 +63,7 @@ def train(args, run, device, rank, world):
     net.to(device, dtype).train()
 
     # -------- optimizer, and the rest of a saved state
-    objective = build_objective(net, args, compiled=check_speed(args, device, run.log))
+    objective = build_objective(net, args)
     optimizer = torch.optim.AdamW(net.parameters(), lr=args.lr, betas=(0.9, 0.99),
                                   weight_decay=args.weight_decay, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
@@ -70,13 +73,12 @@ def train(args, run, device, rank, world):
     last = warm_up + args.total_iter
     start, best = restore(state, parts, last, clips, run.log)
     run.start(net, parts, val, start, state["usage"] if state else ())
-    run.log.info(f"{world} × {device}: {describe(net, args, start, last)}")
+    run.log.info(f"{args.quantizer} on {world} × {device}: steps {start + 1} to {last}, {warm_up} of warm-up")
 
     # -------- loop, warm-up included
     batches = feed.batches_on(device, start, rank, world, args.grad_accum)
-    steps = tqdm(range(start + 1, last + 1), initial=start, total=last, disable=rank > 0 or None)
-    with Signals() as signals, logging_redirect_tqdm([run.log]), steps:
-        for step in steps:
+    with Signals() as signals, logging_redirect_tqdm([run.log]):
+        for step in tqdm(range(start + 1, last + 1), initial=start, total=last, disable=rank > 0 or None):
             rate = optimizer.param_groups[0]["lr"] = learning_rate(step, args)
             windows = [x.to(dtype) for x in next(batches)]
             meter.add(step, train_step(objective, net, optimizer, scaler, windows))
@@ -88,7 +90,8 @@ def train(args, run, device, rank, world):
             validates = (trained > 0 and trained % args.eval_iter == 0) or final
             saves = step % args.save_iter == 0 or final or stop
             if (prints or validates or saves) and (bad := int(meter.bad_step)):
-                run.log.error(describe_bad_step(bad, clips, feed))
+                names = [clips.names[i] for i in feed.select(bad - 1)[0]]
+                run.log.error(f"Step {bad} has a non-finite loss or gradient. Its clips: {', '.join(names)}")
                 return 1
             if prints:
                 run.report(step, rate, meter.read())
@@ -119,44 +122,16 @@ def load_data(args, net, log):
             log.info(f"{root}: made the demo set")
     find_clips(root)
     net.mean, net.std, meta = find_statistics(args, spec)
-    variant, expected = describe_statistics(net.std), "data set" if samefile(meta, root) else "evaluator"
-    log.info(f"Using mean and std from {meta} ({variant} variant).")
-    if args.dataname == "t2m" and variant != expected:
-        log.warning(f"{meta}: expected the {expected} variant, found the {variant} one; see --meta-dir.")
-    elif args.dataname == "t2m" and variant == "data set":
-        log.info("Published numbers use the evaluator variant: root and contact std ÷ 25 (--meta-dir).")
+    log.info(f"Using mean and std from {meta} ({describe_statistics(net.std)} variant); "
+             "published numbers use the evaluator variant: root and contact std ÷ 25 (--meta-dir).")
     net.std = weigh_root_and_contacts(net.std, spec, args.feat_bias)
     clips = load_split(root, "train", spec, net.mean, net.std, args.skip_bad_clips, cache=not args.no_cache)
     feed = WindowFeed(clips, args.window_size, args.batch_size, args.seed)
-    log.info(f"{args.dataname}: {len(feed)} training clips, {clips.offsets[-1]} frames, from {root}; "
-             f"{feed.too_short} shorter than {args.window_size} frames, {len(clips.bad)} bad ones left out")
+    log.info(f"{args.dataname}: {len(feed)} of {len(clips.names)} clips are long enough for a window, "
+             f"{clips.offsets[-1]} frames from {root}; {len(clips.bad)} bad ones left out")
     for message in filter(None, [*clips.bad, clips.warning]):
         log.warning(message)
     return clips, feed, load_validation(args, root, net, log)
-
-
-def check_speed(args, device, log):
-    """Return whether to compile; warn where that does not work, and where --amp bf16 is slow."""
-    if args.amp == "bf16" and is_slow_in_bf16(device):
-        log.warning(f"--amp bf16: bfloat16 is slower than float32 on this {device.type}; leave --amp out.")
-    problem = args.compile and can_compile(device)
-    if problem:
-        log.warning(f"--compile: torch.compile does not work here ({problem}); training without it.")
-    return args.compile and not problem
-
-
-def describe(net, args, start, last):
-    """Return what a log line says of the network and the steps to do."""
-    size = sum(p.numel() for p in net.parameters()) / 1e6
-    layers = f"{args.num_quantizers} layers, " if args.quantizer == "residual" else ""
-    return (f"{args.quantizer}, {layers}{args.nb_code} codes of width {args.code_dim}, {size:.2f} M "
-            f"parameters, steps {start + 1} to {last} ({warm_up_steps(args)} of warm-up)")
-
-
-def describe_bad_step(step, clips, feed):
-    """Return the log line of a step that was not finite, with its clips."""
-    names = ", ".join(clips.names[i] for i in feed.select(step - 1)[0])
-    return f"Step {step} has a non-finite loss, latent or gradient; the last state stands. Its clips: {names}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """Training windows: which ones make up batch k is a pure function of (seed, k)."""
+import functools
 import itertools
 
 import numpy as np
@@ -22,26 +23,23 @@ class WindowFeed:
         if not len(self.long_enough):
             raise UserError(f"{clips.split}: all {len(lengths)} clips are shorter than a window of {window} "
                             f"frames (the longest has {lengths.max()}); use a smaller --window-size")
-        self.too_short = len(lengths) - len(self.long_enough)
         self.clips, self.window, self.batch_size, self.seed = clips, window, batch_size, seed
-        self._starts = clips.offsets[self.long_enough]
         self._crops = lengths[self.long_enough] - window + 1
         shape = (window, clips.frames.shape[1])
         self._windows = np.lib.stride_tricks.sliding_window_view(np.asarray(clips.frames), shape)[:, 0]
-        self._epoch = (-1, None, None)
+        self._epoch = functools.lru_cache(2)(self._draw_epoch)
 
     def __len__(self):
         """Clips in an epoch."""
         return len(self.long_enough)
 
-    def _draw(self, epoch):
-        """Return the order of the clips and the first frame of each crop in an epoch, (n,) each."""
-        if self._epoch[0] != epoch:
-            rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
-            order = rng.permutation(len(self))
-            crops = np.floor(rng.random(len(self)) * self._crops[order]).astype(np.int64)
-            self._epoch = (epoch, order, self._starts[order] + crops)
-        return self._epoch[1:]
+    def _draw_epoch(self, epoch):
+        """Return clips and first frames of an epoch's windows in their order, (n,) each."""
+        rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
+        order = rng.permutation(len(self))
+        crops = np.floor(rng.random(len(self)) * self._crops[order]).astype(np.int64)
+        clips = self.long_enough[order]
+        return clips, self.clips.offsets[clips] + crops
 
     def select(self, k, rank=0, world_size=1):
         """Return clips (index into `clips.names`) and first frames (row of `clips.frames`) of batch k.
@@ -49,14 +47,10 @@ class WindowFeed:
         Both are (B,) int64, and this rank's share where there are several.
         """
         first, last = (k * self.batch_size + r * self.batch_size // world_size for r in (rank, rank + 1))
-        position = np.arange(first, last)
-        epochs, within = np.divmod(position, len(self))
-        clips, starts = np.empty_like(position), np.empty_like(position)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            order, frames = self._draw(int(epoch))
-            clips[here], starts[here] = self.long_enough[order[within[here]]], frames[within[here]]
-        return clips, starts
+        epochs = range(first // len(self), (last - 1) // len(self) + 1)
+        clips, starts = (np.concatenate(parts) for parts in zip(*map(self._epoch, epochs)))
+        share = slice(first - epochs[0] * len(self), last - epochs[0] * len(self))
+        return clips[share], starts[share]
 
     def batch(self, k, rank=0, world_size=1):
         """Return a rank's share of batch k as a new (B, window, D) float32 tensor."""
@@ -71,12 +65,12 @@ class WindowFeed:
         within = torch.arange(self.window, device=device)
         for k in itertools.count(first):
             batch = []
-            for share in ((k, rank * parts + part, world_size * parts) for part in range(parts)):
+            for part in range(rank * parts, (rank + 1) * parts):
                 if frames is None:
-                    batch.append(_send(self.batch(*share), device))
+                    batch.append(_send(self.batch(k, part, world_size * parts), device))
                 else:
-                    starts = _send(torch.from_numpy(self.select(*share)[1]), device)
-                    batch.append(frames[starts[:, None] + within])
+                    starts = torch.from_numpy(self.select(k, part, world_size * parts)[1])
+                    batch.append(frames[_send(starts, device)[:, None] + within])
             yield batch
 
 

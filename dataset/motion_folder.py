@@ -3,14 +3,14 @@ import contextlib
 import hashlib
 import json
 import os
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from types import SimpleNamespace
 
 import numpy as np
 
 from utils.errors import UserError
 from utils.files import load_array, read_text, remove_stale, save_array, write_json
-from utils.motion_process import describe_statistics, normalisation_problem, weigh_root_and_contacts
+from utils.motion_process import describe_statistics, normalisation_problem
 from utils.motion_spec import get_spec
 
 CACHE = ".packed"
@@ -26,8 +26,8 @@ def read_ids(path):
     """
     ids = [line.strip() for line in read_text(path, "one clip id per line").splitlines()]
     for number, name in enumerate(ids, 1):
-        parts = name.replace("\\", "/").split("/")
-        if len(name) > 250 or (name and (not parts[0] or ".." in parts or ":" in name)):
+        place = PureWindowsPath(name)  # knows / and \\, roots and drives
+        if len(name) > 250 or place.anchor or ".." in place.parts:
             raise UserError(f"{path}, line {number}: {name[:40]!r} is no clip id; expected one per line")
     if not any(ids):
         raise UserError(f"{path}: holds no clip id; expected one per line")
@@ -38,22 +38,19 @@ def find_clips(root):
     """Return the folder of a data folder's clips. Raises UserError when there is none."""
     folder = Path(root, "new_joint_vecs")
     if not folder.is_dir():
-        what = f"has no folder {folder.name}" if Path(root).is_dir() else "is no folder"
-        raise UserError(f"{root}: {what}; expected HumanML3D's layout ({folder.name}/ID.npy, train.txt); "
-                        "name it with --data-root, or make one with python -m dataset.prepare")
+        raise UserError(f"{folder}: no such folder; expected HumanML3D's layout (clips in it, train.txt "
+                        "beside it); name it with --data-root, or make one with python -m dataset.prepare")
     return folder
 
 
 def read_clip(path, spec):
     """Read one clip: (T, D) floating point features, T ≥ 1. Raises UserError for anything else and NaN."""
     clip = load_array(path)
-    if clip.ndim != 2 or clip.shape[1] != spec.width:
+    if clip.shape[1:] != (spec.width,) or not len(clip):
         hint = "; dataset.prepare makes features of joints" if clip.ndim == 3 else _origin(clip)
         raise UserError(f"{path}: has shape {clip.shape}, expected (frames, {spec.width}){hint}")
     if clip.dtype.kind != "f":
         raise UserError(f"{path}: holds {clip.dtype}, expected float32")
-    if len(clip) == 0:
-        raise UserError(f"{path}: has no frame")
     finite = np.isfinite(clip.astype(np.float32, copy=False)).all(1)
     if not finite.all():
         raise UserError(f"{path}: frame {np.argmin(finite)} is NaN or Inf ({(~finite).sum()} such frames)")
@@ -77,8 +74,7 @@ def find_statistics(args, spec):
             if all(path.is_file() for path in paths):
                 mean, std = (_read_statistic(path, spec) for path in paths)
                 if std.min() < SMALLEST_STD:
-                    raise UserError(f"{paths[1]}: entry {np.argmin(std)} is {std.min():g}, no std of any "
-                                    f"motion; expected at least {SMALLEST_STD:g}")
+                    raise UserError(f"{paths[1]}: entry {np.argmin(std)} is {std.min():g}, too small a std")
                 return mean, std, str(folder)
     raise UserError(f"{folders[-1]}: no mean and std (Mean.npy and Std.npy, or mean.npy and std.npy); "
                     "name their folder with --meta-dir")
@@ -105,22 +101,14 @@ def find_data(path, net, args):
         raise UserError(f"{path}: a network of {net.spec.name}'s {net.spec.width} features cannot take "
                         f"{spec.name}'s {spec.width}; name data of {net.spec.name} or another checkpoint")
     root = args.data_root or net.recipe.get("data_root") or spec.data_root
-    where = SimpleNamespace(data_root=root, meta_dir=args.meta_dir or net.recipe.get("meta_dir"))
-    try:
-        mean, std, folder = find_statistics(where, spec)
-    except UserError:
-        if net.mean is not None and not args.meta_dir:  # the checkpoint's own are enough
-            return spec, root, []
-        raise
     if net.mean is None:
-        net.mean, net.std, variant = mean, std, describe_statistics(std)
-        return spec, root, [f"the checkpoint carries no mean and std; in use: {folder} ({variant} variant)"]
-    std = weigh_root_and_contacts(std, spec, net.recipe.get("feat_bias", 1))
-    if np.allclose([mean, std], [net.mean, net.std], rtol=1e-5, atol=1e-7):
-        return spec, root, []
-    worst = int(np.argmax(np.abs(mean - net.mean) / net.std + np.abs(np.log(std / net.std))))
-    return spec, root, [f"mean and std in {folder} differ from the checkpoint's, most in entry {worst} "
-                        f"(std {std[worst]:.5g}, checkpoint {net.std[worst]:.5g}); the checkpoint's are used"]
+        where = SimpleNamespace(data_root=root, meta_dir=args.meta_dir or net.recipe.get("meta_dir"))
+        net.mean, net.std, folder = find_statistics(where, spec)
+        return spec, root, [f"the checkpoint carries no mean and std; in use: {folder} "
+                            f"({describe_statistics(net.std)} variant)"]
+    if args.meta_dir:
+        raise UserError(f"{path}: carries its own mean and std; leave out --meta-dir")
+    return spec, root, []
 
 
 def load_split(root, split, spec, mean, std, skip_bad=False, cache=True):
@@ -128,8 +116,7 @@ def load_split(root, split, spec, mean, std, skip_bad=False, cache=True):
 
     Returns a namespace: `names` list of ids; `frames` (F, D) float32, clip after clip, normalised in float64;
     `offsets` (n + 1,) int64; `bad` the messages of the clips left out; `warning` why the frames do not look
-    normalised, or None; `content` a SHA-256 of the frames; `split`.
-    cache: whether frames are mapped from ROOT/.packed, and packed there where it does not fit the files.
+    normalised, or None; `content` a SHA-256 of the frames; `split`. cache: map the frames from ROOT/.packed.
     Raises UserError for a missing folder and, unless `skip_bad`, for clips that `read_clip` refuses.
     """
     folder, path = find_clips(root), Path(root, f"{split}.txt")
@@ -202,8 +189,8 @@ def _map_cache(packed, key):
 
 def _write_cache(packed, key, clips):
     """Pack the clips; a folder that cannot be written simply has no cache."""
-    index = dict(names=clips.names, offsets=clips.offsets.tolist(), bad=clips.bad, warning=clips.warning,
-                 content=clips.content, key=key)
+    index = dict(vars(clips), offsets=clips.offsets.tolist(), key=key)
+    del index["frames"]
     with contextlib.suppress(OSError, UserError):
         save_array(f"{packed}.npy", clips.frames)
         write_json(f"{packed}.json", index)

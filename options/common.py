@@ -52,9 +52,8 @@ def number(kind, low, high=math.inf, within=False):
         value = kind(text)
         fits = low < value < high if within else low <= value <= high
         if not fits or math.isinf(value):
-            least, most = ("over", "below") if within else ("at least", "at most")
-            bound = f"{least} {low}" if math.isinf(high) else f"{least} {low} and {most} {high}"
-            raise argparse.ArgumentTypeError(f"{text} is out of range: expected {bound}")
+            sign = "<" if within else "<="
+            raise argparse.ArgumentTypeError(f"{text} is out of range: {low} {sign} number {sign} {high}")
         return value
 
     parse.__name__ = "whole number" if kind is int else "number"  # argparse says so of other text
@@ -68,20 +67,15 @@ NORM = dict(type=lambda name: None if name == "none" else name, choices=(None, *
 
 
 def add_data_flags(parser, dataname="t2m"):
-    """Add the flags that name a data folder and its statistics. dataname None: the checkpoint's own."""
-    add = parser.add_argument_group("data").add_argument
+    """Add the flags of a data folder and the device. dataname None: the checkpoint's own."""
+    add = parser.add_argument_group("data and device").add_argument
     add("--dataname", choices=DATASETS, default=dataname, help="HumanML3D, KIT-ML or the demo set (as t2m)")
     add("--data-root", metavar="DIR", help="folder in the HumanML3D layout; None: the data set's in dataset/")
     add("--meta-dir", metavar="DIR", help="folder of mean.npy and std.npy; None: evaluator's or data's")
     add("--skip-bad-clips", action="store_true", help="leave out missing, unreadable or non-finite clips")
     add("--no-cache", action="store_true", help="read no clips from the packed cache in DATA_ROOT/.packed")
-
-
-def add_device_flag(parser):
-    """Add --device."""
-    group = parser.add_argument_group("device")
-    group.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
-                       help="where to run; auto takes CUDA, else MPS, else the CPU")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
+        help="where to run; auto takes CUDA, else MPS, else the CPU")
 
 
 def add_extractor_flags(parser):

@@ -94,12 +94,12 @@ class Arguments(argparse.Namespace):
 def get_args_parser(argv=None):
     """Parse the flags of `train_vq.py`; exit with code 2 and one line for what cannot work."""
     parser = common.Parser(prog="train_vq.py", description="Train the motion VQ-VAE. @FILE reads a recipe.")
-    for add_flags in (common.add_data_flags, common.add_device_flag, add_network_flags, add_training_flags,
-                      common.add_extractor_flags):
-        add_flags(parser)
-    for flag in DEAD_FLAGS:
-        parser.add_argument(flag, nargs="?", const="", type=dead, default=argparse.SUPPRESS,
-                            help=argparse.SUPPRESS)
+    common.add_data_flags(parser)
+    add_network_flags(parser)
+    add_training_flags(parser)
+    common.add_extractor_flags(parser)
+    parser.add_argument(*DEAD_FLAGS, nargs="?", const="", type=dead, default=argparse.SUPPRESS,
+                        help=argparse.SUPPRESS)
     defaults = vars(parser.parse_args([]))
     parsed = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(defaults, ...)))
     given = {name: value for name, value in vars(parsed).items() if value is not ...}
@@ -128,13 +128,6 @@ def problems(args, defaults):
         (fsq and not args.fsq_levels, "--quantizer fsq needs --fsq-levels, e.g. 8 5 5 5"),
         (fsq and (args.nb_code != codes or codes > MOST_CODES),
          f"--fsq-levels make {codes:,} codes: at most {MOST_CODES:,} work; leave --nb-code out"),
-        (args.float64 and (args.amp != "off" or args.tf32), "--float64 contradicts --amp and --tf32"),
-        (args.lr_decay == "cosine" and args.lr_scheduler != defaults["lr_scheduler"],
-         "--lr-scheduler acts only with --lr-decay milestones"),
-        (args.loss_vel == 0 and args.vel_slice != "positions", "--vel-slice acts only with --loss-vel"),
-        (args.force and not (args.resume or args.resume_pth), "--force acts only on a resumed run"),
-        (not args.exp_name or "/" in args.exp_name or args.exp_name in (".", ".."),
-         f"--exp-name {args.exp_name!r} is not a folder name"),
         (args.resume and (args.resume_pth or args.overwrite),
          "--resume auto goes on with the folder's run: leave out --resume-pth and --overwrite"),
     )

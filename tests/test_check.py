@@ -73,7 +73,7 @@ FINDINGS = {
     "nan": (put((slice(3, 6), 50), np.nan), 2, "cannot be used", "frame 3 is NaN or Inf (3 such frames)"),
     "inf": (put((7, 0), np.inf), 2, "cannot be used", "frame 7 is NaN or Inf"),
     "width": (lambda data: data[:, :251], 2, "cannot be used", "(79, 251)"),
-    "empty": (lambda data: data[:0], 2, "cannot be used", "has no frame"),
+    "empty": (lambda data: data[:0], 2, "cannot be used", "has shape (0, 263)"),
     "dtype": (lambda data: data.astype(np.int32), 2, "cannot be used", "holds int32"),
     "root jump": (put((9, 2), 2.0), 1, "have a root faster", "(40.0 m/s at frame 9)"),
     "joint jump": (put((9, 193 + 60), 3.0), 1, "have a joint faster", "(60.0 m/s at frame 9)"),
@@ -245,7 +245,7 @@ def test_other_statistics_are_told_with_how_far_off_they_are(folder):
 
 def test_nothing_to_look_at_is_one_line(tmp_path, capsys):
     (tmp_path / "new_joint_vecs").mkdir()
-    for path, text in ((tmp_path / "nowhere", "is no folder"), (tmp_path, "holds no .npy file")):
+    for path, text in ((tmp_path / "nowhere", "no such folder"), (tmp_path, "holds no .npy file")):
         with pytest.raises(SystemExit) as end:
             main([str(path)])
         said = capsys.readouterr().err

@@ -56,17 +56,13 @@ def test_a_checkpoint_alone_says_everything(run, capsys):
     assert saved["warm_up"] == 3 and f"iteration {saved['iteration']}, after 3 of warm-up" in printed
 
 
-def test_skipped_clips_and_other_statistics_are_reported(run, data_root, tmp_path, capsys):
+def test_skipped_clips_are_reported(run, data_root, tmp_path, capsys):
     other = Path(shutil.copytree(data_root, tmp_path / "data"))
-    np.save(other / "Std.npy", np.load(other / "Std.npy") * np.where(np.arange(263) < 4, 0.04, 1))
     (other / "test.txt").write_text("000004\n000005\n")
-    before = evaluate_json(run, "--data-root", data_root)
     evaluate(run / "net_last.pth", "--data-root", other)
     printed, saved = capsys.readouterr().out, json.loads((run / "eval_test.json").read_text())
     assert "skipped 1 (shorter than 40 frames): 000004" in printed
     assert saved["skipped"] == {"shorter than 40 frames": ["000004"]}
-    assert "differ from the checkpoint's" in printed and "the checkpoint's are used" in printed
-    assert "differ" not in " ".join(before["remarks"])
 
 
 def evaluate_json(run, *argv):

@@ -170,11 +170,12 @@ def test_a_compiled_run_trains_as_the_plain_one(data_root, tmp_path):
 
 
 @pytest.mark.slow
-def test_without_a_compiler_the_run_says_so_and_goes_on(data_root, tmp_path, monkeypatch):
+def test_without_a_compiler_compilation_is_refused(data_root, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/nowhere"))
     torch._dynamo.reset()
-    assert main(small_args(data_root, tmp_path, "--compile")) == 0
-    assert "torch.compile does not work here" in (tmp_path / "run" / "run.log").read_text()
+    with pytest.raises(SystemExit):
+        main(small_args(data_root, tmp_path, "--compile"))
+    assert "--compile does not work here" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from models.batches import reconstruct_clips
 from utils.motion_spec import UNIT_LENGTH
 from visualize.draw import add_gif, gif_bytes, save_gif
 from visualize.figures import bar_figure, code_strip, usage_figure
-from visualize.skeleton import frame_error, unit_in_metres
+from visualize.skeleton import frame_error
 
 CARD = 350  # pixels: the width of a picture's card in TensorBoard, which scales without smoothing
 FINAL = ("mpjpe", "mpjpe_global", "recons", "perplexity", "fid", "top1")  # shown beside the flags
@@ -43,11 +43,12 @@ class Dashboard:
 
     def draw_validation(self, result, iteration):
         """Draw what `evaluate_clips` returned, and the picked clips."""
-        first, self.result, spec = not self.result, result, self.net.spec
+        first, self.result = not self.result, result
         self.usage.append((iteration, torch.tensor(result["counts"], dtype=torch.int32).flatten()))
         if not self.clips:
             return
-        clips, (steps, counts) = self._reconstruct(), zip(*self.usage)
+        clips = self._reconstruct()
+        steps, counts = zip(*self.usage)
         errors = [aligned for aligned, _ in result["joints"].values()]
         title = f"root-aligned error, {result['mpjpe']:.1f} mm after {iteration}"
         coarse = [codes.reshape(len(codes), -1)[:, 0] for *_, codes in clips]
@@ -58,29 +59,27 @@ class Dashboard:
             self.writer.add_image(f"Validation/{name}", picture, iteration, dataformats="HWC")
         for i, (name, joints, original, _) in enumerate(clips):
             if first:
-                add_gif(self.writer, f"./Vis/org_eval{i}", gif_bytes(original, spec, title=name), iteration)
-            error = frame_error(joints, original)[0].mean() * unit_in_metres(original, spec)
-            title = f"iteration {iteration}: {error:.0f} mm"
-            gif = gif_bytes(joints, spec, reference=original, alone=True, title=title)
+                gif = gif_bytes(original, self.net.spec, title=name)
+                add_gif(self.writer, f"./Vis/org_eval{i}", gif, iteration)
+            error = frame_error(joints, original)[0].mean() * self.net.spec.unit
+            gif = gif_bytes(joints, self.net.spec, reference=original, alone=True,
+                            title=f"iteration {iteration}: {error:.0f} mm")
             add_gif(self.writer, f"./Vis/pred_eval{i}", gif, iteration)
 
-    def finish(self, args, path, log):
+    def finish(self, args, path):
         """Write the flags beside the final metrics, and each clip as PATH/vis_NAME.gif."""
         flags = {name: x if isinstance(x, (int, float)) else str(x) for name, x in vars(args).items()}
         metrics = {f"Final/{name}": self.result[name] for name in FINAL if name in self.result}
         self.writer.add_hparams(flags, metrics, run_name=".", global_step=args.total_iter)
-        if not self.clips:
-            return
-        for name, joints, original, _ in self._reconstruct():
+        for name, joints, original, _ in self._reconstruct() if self.clips else ():
             file = Path(path, f"vis_{name.replace('/', '_')}.gif")
             save_gif(file, joints, self.net.spec, reference=original, title=name)
-        log.info(f"{len(self.clips.names)} validation clips beside their reconstructions: {path}/vis_*.gif")
 
     def _reconstruct(self):
         """Return [(name, reconstructed joints, original joints (T, J, 3), codes)] of the picked clips."""
         features, codes = reconstruct_clips(self.net, self.clips)
         originals = np.split(self.clips.frames, self.clips.offsets[1:-1])
-        like = next(self.net.parameters())
-        joints = [[self.net.to_joints(torch.from_numpy(x).to(like.device)).cpu().numpy() for x in clips]
+        device = next(self.net.parameters()).device
+        joints = [[self.net.to_joints(torch.from_numpy(x).to(device)).cpu().numpy() for x in clips]
                   for clips in (features, originals)]
         return list(zip(self.clips.names, *joints, codes))

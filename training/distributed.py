@@ -2,7 +2,6 @@
 import atexit
 import os
 import signal
-import time
 from contextlib import contextmanager
 
 import torch
@@ -57,7 +56,7 @@ def rank_zero_first():
 
 
 class Signals:
-    """Record the first SIGINT, SIGTERM or SIGUSR1 for a clean stop; a second one acts as usual."""
+    """Record the first SIGINT, SIGTERM or SIGUSR1 for a clean stop. A second one acts as usual."""
 
     first = 0
 
@@ -70,11 +69,9 @@ class Signals:
             signal.signal(number, handler)
 
     def _note(self, number, _):
-        if not self.first:
-            self.first, self.since = number, time.monotonic()
-        elif rank_and_world()[1] == 1 or time.monotonic() > self.since + 1:  # torchrun repeats a Ctrl-C
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
+        self.first = self.first or number
+        if rank_and_world()[1] == 1:  # ranks get a Ctrl-C twice, by torchrun too
+            self.__exit__()
 
     def received(self):
         """Return the signal to stop for, the same on every rank, or 0."""

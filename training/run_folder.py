@@ -10,12 +10,12 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from models.loading import load_checkpoint
-from training.dashboard import Dashboard
+from training.dashboard import FINAL, Dashboard
 from training.step import warm_up_steps
 from utils.errors import UserError
 from utils.files import atomic_write, exclusive_lock, remove_stale, write_json
 
-STATE, PREVIOUS, NEXT = "state_last.pth", "state_prev.pth", "state_next.pth"
+STATE, PREVIOUS = "state_last.pth", "state_prev.pth"
 RUN_FILES = re.compile(r"(net|state)_\w+\.pth|(args|eval_\w+)\.json|run\.log|events\.out\..*|vis_.*")
 TEST_TAGS = {"fid": "FID", "diversity": "Diversity"}  # upstream's spelling of two metrics
 
@@ -61,7 +61,6 @@ def given_state(args):
 
 class NoRunFolder:
     """The run folder of every rank but 0: it writes nothing."""
-
     log = logging.Logger("silent", logging.CRITICAL + 1)
 
     def __getattr__(self, name):
@@ -104,22 +103,19 @@ class RunFolder:
         now = time.monotonic()
         speed = self.args.batch_size * (step - self.step) / (now - self.time)
         self.time, self.step = now, step
-        name, iteration = ("Warmup", step) if step <= self.warm_up else ("Train", step - self.warm_up)
-        loss, vel, commit, ppl, norm, use = means.values()
-        self.log.info(f"{name} iter {iteration}: lr {rate:.6f} recons {loss:.5f} vel {vel:.5f} "
-                      f"commit {commit:.5f} ppl {ppl:.2f} codes used {use:.0%} grad {norm:.3f} "
-                      f"| {speed:.0f} windows/s")
-        if name == "Train":
-            means = {**means, "LR": rate, "Windows_per_s": speed}
-            self._try(self.board.add_scalars, "Train", means, iteration)
+        values = {**means, "LR": rate, "Windows_per_s": speed}
+        text = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        if step <= self.warm_up:
+            self.log.info(f"Warmup iter {step}: {text}")
+        else:
+            self.log.info(f"Train iter {step - self.warm_up}: {text}")
+            self._try(self.board.add_scalars, "Train", values, step - self.warm_up)
 
     def report_validation(self, step, result):
         """Log the metrics of a validation and draw its pictures."""
         iteration = step - self.warm_up
-        text = f", FID {result['fid']:.4f}, top 1 {result['top1']:.3f}" if "fid" in result else ""
-        self.log.info(f"val after {iteration}: recons {result['recons']:.5f}, MPJPE {result['mpjpe']:.2f} mm "
-                      f"root-aligned, {result['mpjpe_global']:.1f} mm global, codes used "
-                      f"{result['codes_used']}, perplexity {result['perplexity']:.1f}{text}")
+        text = ", ".join(f"{name} {result[name]:.4g}" for name in FINAL if name in result)
+        self.log.info(f"Validation after iter {iteration}: {text}")
         numbers = {TEST_TAGS.get(name, name): value for name, value in result.items()
                    if isinstance(value, (int, float)) and name not in ("clips", "frames")}
         self._try(self.board.add_scalars, "Test", numbers, iteration)
@@ -143,16 +139,15 @@ class RunFolder:
 
     def save_state(self, step, best, content):
         """Save all that an exact resume needs as state_last.pth; the one before becomes state_prev.pth."""
-        cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
-        self.save_network(NEXT, step, best, self.parts, rng=torch.get_rng_state(), rng_cuda=cuda,
-                          usage=self.board.usage, content=content)
         if (self.path / STATE).exists():
             (self.path / STATE).replace(self.path / PREVIOUS)
-        (self.path / NEXT).replace(self.path / STATE)
+        cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+        self.save_network(STATE, step, best, self.parts, rng=torch.get_rng_state(), rng_cuda=cuda,
+                          usage=self.board.usage, content=content)
 
     def finish(self):
         """Write the flags beside the final metrics, and every drawn clip as vis_NAME.gif."""
-        self._try(self.board.finish, self.args, self.path, self.log)
+        self._try(self.board.finish, self.args, self.path)
         self.log.info(f"Done: {self.step} steps; weights in {self.path}/net_last.pth.")
 
     def close(self):

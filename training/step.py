@@ -54,10 +54,10 @@ class Objective(nn.Module):
         return torch.stack([recons, vel, commit, total]), rows, idx
 
 
-def build_objective(net, args, compiled=False):
+def build_objective(net, args):
     """Return the Objective of `net`, compiled if asked, with gradients averaged over the ranks."""
     objective = Objective(net, args)
-    if compiled:
+    if args.compile:
         objective = torch.compile(objective, fullgraph=True)
     if rank_and_world()[1] > 1:
         objective = DistributedDataParallel(objective, gradient_as_bucket_view=True)
@@ -86,10 +86,9 @@ def train_step(objective, net, optimizer, scaler, parts):
         init_codebook(net, parts)
     optimizer.zero_grad(set_to_none=True)
     outputs = []
-    for left, x in zip(reversed(range(len(parts))), parts):  # the last averages the gradient over the ranks
-        with objective.no_sync() if left and world > 1 else contextlib.nullcontext():
-            losses, rows, idx = objective(x)
-            scaler.scale(losses[-1] / len(parts)).backward()
+    for x in parts:
+        losses, rows, idx = objective(x)
+        scaler.scale(losses[-1] / len(parts)).backward()
         outputs.append((losses.detach(), rows, idx))
     losses, rows, idx = zip(*outputs)
     scaler.unscale_(optimizer)
@@ -121,10 +120,13 @@ class WeightAverage:
     @contextlib.contextmanager
     def applied(self):
         """Give the net the averaged weights within a block, and its own back afterwards."""
-        own = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
-        copy_into(self.parameters, self.values)
+        self._swap()
         yield
-        copy_into(self.parameters, own)
+        self._swap()
+
+    def _swap(self):
+        for name, parameter in self.parameters.items():
+            parameter.data, self.values[name] = self.values[name], parameter.data
 
     def state_dict(self):
         """Return the averaged weights, {name: tensor}."""
@@ -132,11 +134,5 @@ class WeightAverage:
 
     def load_state_dict(self, state):
         """Take over averaged weights."""
-        copy_into(self.values, state)
-
-
-@torch.no_grad()
-def copy_into(tensors, values):
-    """Copy values into the tensors of the same names."""
-    for name, tensor in tensors.items():
-        tensor.copy_(values[name])
+        for name, value in self.values.items():
+            value.copy_(state[name])

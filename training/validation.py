@@ -27,18 +27,15 @@ def load_validation(args, root, net, log):
         log.warning(f"No validation: {split} is missing or has no clip of "
                     f"{spec.min_eval_frames} to {MAX_EVAL_FRAMES - 1} frames.")
         return None
-    val = SimpleNamespace(clips=clips, extractors=None)
     folder, glove, missing = find_missing(spec, args.evaluator_dir, args.glove_dir)
-    if missing:
-        log.info(f"Validation without FID and R-precision: {missing[0]}")
-        return val
-    extractors = load_extractors(spec, folder, glove)
-    val.captioned = load_captioned(clips, Path(root, "texts"), spec, extractors.vectorizer)
-    if len(val.captioned.clip) >= BATCH:
-        val.extractors = extractors
-    else:
-        log.warning(f"Validation without FID and R-precision: under {BATCH} captioned clips.")
-    return val
+    if not missing:
+        extractors = load_extractors(spec, folder, glove)
+        captioned = load_captioned(clips, Path(root, "texts"), spec, extractors.vectorizer)
+        if len(captioned.clip) >= BATCH:
+            return SimpleNamespace(clips=clips, extractors=extractors, captioned=captioned)
+        missing = [f"under {BATCH} captioned clips"]
+    log.info(f"Validation without FID and R-precision: {missing[0]}")
+    return SimpleNamespace(clips=clips, extractors=None)
 
 
 def validate(net, val, step, args):

@@ -18,13 +18,13 @@ def pick_device(name):
     kind, _, index = name.partition(":")
     if not there.get(kind):
         raise UserError(f"--device {name}: unknown, or this machine's torch has none; use auto or cpu")
-    if kind != "cuda" or index:
-        return torch.device(name)
-    index, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-    if index >= count:
-        raise UserError(f"process {index} has no CUDA device of its own; use --nproc-per-node {count}")
-    torch.cuda.set_device(index)
-    return torch.device("cuda", index)
+    if kind == "cuda" and not index:
+        index, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if index >= count:
+            raise UserError(f"process {index} has no CUDA device of its own; use --nproc-per-node {count}")
+        torch.cuda.set_device(index)
+        return torch.device("cuda", index)
+    return torch.device(name)
 
 
 def set_precision(device, tf32=False):
@@ -39,25 +39,21 @@ def set_precision(device, tf32=False):
 
 def is_slow_in_bf16(device):
     """Return whether bfloat16 convolutions take longer than float32 ones here. Measures for 0.1 s."""
-    if device.type == "cuda":
-        return not torch.cuda.is_bf16_supported(including_emulation=False)
     from torch.utils.benchmark import Timer  # slow to import
     seconds = []
     for dtype in (torch.float32, torch.bfloat16):
-        x = torch.ones(4, 128, 64, dtype=dtype, device=device)
-        weight = x.new_ones(128, 128, 3)
+        x, weight = (torch.ones(size, dtype=dtype, device=device) for size in ((4, 128, 64), (128, 128, 3)))
         timer = Timer("conv1d(x, weight).sum().item()", globals=dict(x=x, weight=weight, conv1d=torch.conv1d))
         seconds.append(min(timer.blocked_autorange(min_run_time=0.05).times))
     return seconds[1] > 1.5 * seconds[0]
 
 
-def can_compile(device):
-    """Return None where torch.compile works on the device, else why not, in one line."""
+def check_compiler(device):
+    """Raise UserError where torch.compile does not work on the device."""
     try:
         torch.compile(lambda x: x + 1)(torch.ones(8, device=device))
     except (RuntimeError, OSError, ImportError) as error:  # no C++ compiler, no Triton, …
-        return " ".join(str(error).split())[:100]
-    return None
+        raise UserError(f"--compile does not work here: {' '.join(str(error).split())[:100]}") from None
 
 
 def rank_and_world():

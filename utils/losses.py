@@ -11,8 +11,7 @@ class ReConsLoss(nn.Module):
     """Compare features: all of them, and one slice.
 
     recons_loss: l1, l2 or l1_smooth. nb_joints: 22 (t2m) or 21 (kit). vel_slice: what `forward_vel` compares.
-    Upstream's "velocity" slice 4 : 4 + 3(J-1) holds the local joint positions; "velocities" takes the joint
-    velocities instead.
+    Upstream's "velocity" slice 4 : 4 + 3(J-1) holds the local joint positions; "velocities" is the true one.
     """
 
     def __init__(self, recons_loss, nb_joints, vel_slice="positions"):
