@@ -15,6 +15,7 @@ if __name__ == "__main__":  # parse before the slow imports: --help and refusals
     ARGS = get_args_parser()
 
 import sys
+from os.path import samefile
 
 import torch
 from tqdm import tqdm
@@ -122,8 +123,12 @@ def load_data(args, net, log):
             log.info(f"{root}: made the demo set")
     find_clips(root)
     net.mean, net.std, meta = find_statistics(args, spec)
-    log.info(f"Using mean and std from {meta} ({describe_statistics(net.std)} variant); "
-             "published numbers use the evaluator variant: root and contact std ÷ 25 (--meta-dir).")
+    variant, expected = describe_statistics(net.std), "data set" if samefile(meta, root) else "evaluator"
+    log.info(f"Using mean and std from {meta} ({variant} variant).")
+    if args.dataname == "t2m" and variant != expected:
+        log.warning(f"{meta}: expected the {expected} variant, found the {variant} one; see --meta-dir.")
+    elif args.dataname == "t2m" and variant == "data set":
+        log.info("Published numbers use the evaluator variant: root and contact std ÷ 25 (--meta-dir).")
     net.std = weigh_root_and_contacts(net.std, spec, args.feat_bias)
     clips = load_split(root, "train", spec, net.mean, net.std, args.skip_bad_clips, cache=not args.no_cache)
     feed = WindowFeed(clips, args.window_size, args.batch_size, args.seed)

@@ -106,9 +106,8 @@ def find_data(path, net, args):
         net.mean, net.std, folder = find_statistics(where, spec)
         return spec, root, [f"the checkpoint carries no mean and std; in use: {folder} "
                             f"({describe_statistics(net.std)} variant)"]
-    if args.meta_dir:
-        raise UserError(f"{path}: carries its own mean and std; leave out --meta-dir")
-    return spec, root, []
+    ignored = [f"the checkpoint's own mean and std are used, not those in {args.meta_dir}"]
+    return spec, root, ignored if args.meta_dir else []
 
 
 def load_split(root, split, spec, mean, std, skip_bad=False, cache=True):

@@ -52,8 +52,9 @@ def number(kind, low, high=math.inf, within=False):
         value = kind(text)
         fits = low < value < high if within else low <= value <= high
         if not fits or math.isinf(value):
-            sign = "<" if within else "<="
-            raise argparse.ArgumentTypeError(f"{text} is out of range: {low} {sign} number {sign} {high}")
+            least, most = ("over", "below") if within else ("at least", "at most")
+            bound = f"{least} {low}" if math.isinf(high) else f"{least} {low} and {most} {high}"
+            raise argparse.ArgumentTypeError(f"{text} is out of range: expected {bound}")
         return value
 
     parse.__name__ = "whole number" if kind is int else "number"  # argparse says so of other text

@@ -128,6 +128,13 @@ def problems(args, defaults):
         (fsq and not args.fsq_levels, "--quantizer fsq needs --fsq-levels, e.g. 8 5 5 5"),
         (fsq and (args.nb_code != codes or codes > MOST_CODES),
          f"--fsq-levels make {codes:,} codes: at most {MOST_CODES:,} work; leave --nb-code out"),
+        (args.float64 and (args.amp != "off" or args.tf32), "--float64 contradicts --amp and --tf32"),
+        (args.lr_decay == "cosine" and args.lr_scheduler != defaults["lr_scheduler"],
+         "--lr-scheduler acts only with --lr-decay milestones"),
+        (args.loss_vel == 0 and args.vel_slice != "positions", "--vel-slice acts only with --loss-vel"),
+        (args.force and not (args.resume or args.resume_pth), "--force acts only on a resumed run"),
+        (not args.exp_name or "/" in args.exp_name or args.exp_name in (".", ".."),
+         f"--exp-name {args.exp_name!r} is not a folder name"),
         (args.resume and (args.resume_pth or args.overwrite),
          "--resume auto goes on with the folder's run: leave out --resume-pth and --overwrite"),
     )

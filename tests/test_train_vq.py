@@ -397,8 +397,16 @@ def test_with_the_extractors_validation_logs_upstreams_tags_and_keeps_the_best_o
     assert same(weights(run), weights(tmp_path / "without" / "run"))
 
 
-def test_the_kind_of_statistics_is_told(tmp_path):
+def test_the_kind_of_statistics_is_told_and_the_wrong_one_warned_of(tmp_path):
     root = make_dataset(tmp_path / "data")
-    assert main(small_args(root, tmp_path, "--total-iter", "1", "--warm-up-iter", "1")) == 0
-    log = (tmp_path / "run" / "run.log").read_text()
-    assert "(data set variant)" in log and "--meta-dir" in log and "WARNING" not in log
+    flags = ("--total-iter", "1", "--warm-up-iter", "1")
+    assert main(small_args(root, tmp_path / "a", *flags)) == 0
+    log = (tmp_path / "a" / "run" / "run.log").read_text()
+    assert "data set variant" in log and "WARNING" not in log
+    std = np.load(root / "Std.npy")
+    std[:4] /= 25
+    std[-4:] /= 25
+    np.save(root / "Std.npy", std)
+    assert main(small_args(root, tmp_path / "b", *flags)) == 0
+    log = (tmp_path / "b" / "run" / "run.log").read_text()
+    assert "evaluator variant" in log and "WARNING" in log and "--meta-dir" in log

@@ -10,7 +10,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from models.loading import load_checkpoint
-from training.dashboard import FINAL, Dashboard
+from training.dashboard import Dashboard
 from training.step import warm_up_steps
 from utils.errors import UserError
 from utils.files import atomic_write, exclusive_lock, remove_stale, write_json
@@ -114,8 +114,10 @@ class RunFolder:
     def report_validation(self, step, result):
         """Log the metrics of a validation and draw its pictures."""
         iteration = step - self.warm_up
-        text = ", ".join(f"{name} {result[name]:.4g}" for name in FINAL if name in result)
-        self.log.info(f"Validation after iter {iteration}: {text}")
+        text = f", FID {result['fid']:.4f}, top 1 {result['top1']:.3f}" if "fid" in result else ""
+        self.log.info(f"val after {iteration}: recons {result['recons']:.5f}, MPJPE {result['mpjpe']:.2f} mm "
+                      f"root-aligned, {result['mpjpe_global']:.1f} mm global, codes used "
+                      f"{result['codes_used']}, perplexity {result['perplexity']:.1f}{text}")
         numbers = {TEST_TAGS.get(name, name): value for name, value in result.items()
                    if isinstance(value, (int, float)) and name not in ("clips", "frames")}
         self._try(self.board.add_scalars, "Test", numbers, iteration)
