@@ -291,7 +291,7 @@ def test_damage_to_the_pair_is_named(checkpoint, tmp_path, capsys, monkeypatch):
     assert "SHA-256" in broken("flipped", flip)
     for name, change in dict(
             alone=lambda folder: (folder / "config.json").unlink(),
-            newer=edit(format_version=2), edited=edit(mean="x"),
+            newer=edit(format_version=2), edited=edit(mean=[1.0]),
             other=lambda folder: (folder / "config.json").write_text('{"model_type": "bert"}'),
             empty=lambda folder: (folder / "model.safetensors").unlink()).items():
         assert f"{tmp_path / name}" in broken(name, change)
