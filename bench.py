@@ -27,6 +27,7 @@ from utils.errors import exit_cleanly
 from utils.motion_spec import get_spec
 
 FSQ = {"fsq_levels": (8, 8, 8), "nb_code": 512}  # as many codes as the published codebook's
+PRODUCT = {"cuda": 8192}  # rows of the matrix product to compare with; 2048 elsewhere
 
 
 def in_turn(device, rounds, first, second):
@@ -56,7 +57,7 @@ def make_step(args, device, **changes):
 
 def measure_steps(args, device):
     """Time steps in float32 and --amp (bf16 unless it is slow here) beside a large matrix product."""
-    size, amp = 8192 if device.type == "cuda" else 2048, args.training.amp
+    size, amp = PRODUCT.get(device.type, 2048), args.training.amp
     if amp == "off" and not is_slow_in_bf16(device):
         amp = "bf16"
     steps = {name: make_step(args.training, device, amp=name) for name in dict.fromkeys(["off", amp])}
