@@ -1,4 +1,4 @@
-"""Any number of ranks trains the same net: real processes under torchrun, compared in float64."""
+"""Any number of ranks trains the same net: real processes, compared in float64."""
 import os
 import signal
 import subprocess
@@ -11,7 +11,7 @@ import torch
 
 from models.loading import load_checkpoint
 from models.vqvae import HumanVQVAE
-from tests.helpers import SMALL_NET, make_dataset, small_args
+from tests.helpers import SMALL_NET, small_args
 from tests.ranks import RUNS
 from tests.test_train_vq import ROOT, curves, same, weights
 from training.distributed import check_ranks
@@ -20,33 +20,27 @@ from utils.errors import UserError
 pytestmark = pytest.mark.slow
 
 
-def torchrun(ranks, *command, restarts=3):
-    """A torchrun of `ranks` processes on this machine alone."""
-    return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone",
-                             "--nproc-per-node", str(ranks),
-                             "--max-restarts", str(restarts), *map(str, command)],
-                            cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def launch(root, out, *flags):
+    """Train by tests/ranks.py, in processes that it forks."""
+    done = subprocess.run([sys.executable, "tests/ranks.py", root, out, *flags], cwd=ROOT, timeout=600,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"},
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
 
 
-def wait_for_line(log, line, seconds=240):
+def wait_for(condition, process, seconds=240):
     end = time.monotonic() + seconds
-    while not (log.exists() and line in log.read_text()):
-        assert time.monotonic() < end, "waited too long"
+    while not condition():
+        assert time.monotonic() < end and process.poll() is None, "waited too long"
         time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory, data_root):
     """Folder of the same runs by 1, 2 and 4 ranks: {ranks: folder}."""
-    root = make_dataset(tmp_path_factory.mktemp("data") / "t2m")
-    folders = {}
-    for ranks in (1, 2, 4):
-        folders[ranks] = tmp_path_factory.mktemp(f"ranks{ranks}")
-        process = torchrun(ranks, "tests/ranks.py", root, folders[ranks])
-        output = process.communicate(timeout=600)[0]
-        assert process.returncode == 0, output[-3000:]
-    return folders
+    out = tmp_path_factory.mktemp("ranks")
+    launch(data_root, out)
+    return {ranks: out / f"{ranks}" for ranks in (1, 2, 4)}
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
@@ -87,37 +81,38 @@ def test_parts_of_a_batch_equal_the_whole(runs):
         torch.testing.assert_close(parts[key], whole[key], atol=1e-8, rtol=0, msg=key)
 
 
-COMMAND = ("train_vq.py", *SMALL_NET, "--exp-name", "run", "--window-size", "32", "--warm-up-iter", "4",
-           "--print-iter", "20", "--save-iter", "20", "--nb-vis", "0")
+def test_a_killed_rank_is_restarted_and_a_signal_stops_all_at_one_step(data_root, tmp_path):
+    """Under torchrun, and with the numbers of an undisturbed run, bit by bit."""
+    flags = ("--print-iter", "20", "--save-iter", "20", "--eval-iter", "1000000")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+               "--max-restarts", "3", "train_vq.py", *SMALL_NET, *flags, "--data-root", data_root,
+               "--out-dir", tmp_path, "--exp-name", "run", "--batch-size", "4", "--window-size", "32",
+               "--warm-up-iter", "4", "--nb-vis", "0", "--total-iter", "1000000", "--resume", "auto"]
+    run = tmp_path / "run"
+    log = run / "run.log"
+    process = subprocess.Popen([*map(str, command)], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
+    def trains(starts, line):
+        parts = log.read_text().split(" steps ") if log.exists() else []
+        return len(parts) > starts and line in parts[-1]
 
-def test_a_killed_rank_is_restarted_and_the_run_is_bit_identical(data_root, tmp_path):
-    flags = ("--data-root", data_root, "--batch-size", "4", "--total-iter", "60", "--eval-iter", "60",
-             "--resume", "auto")
-    whole = torchrun(2, *COMMAND, *flags, "--out-dir", tmp_path / "whole")
-    output = whole.communicate(timeout=300)[0]
-    assert whole.returncode == 0, output[-3000:]
-    process = torchrun(2, *COMMAND, *flags, "--out-dir", tmp_path / "parts")
-    log = tmp_path / "parts" / "run" / "run.log"
-    wait_for_line(log, "Train iter 20")
-    workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-    os.kill(int(workers[-1]), signal.SIGKILL)
-    output = process.communicate(timeout=300)[0]
-    assert process.returncode == 0, output[-3000:]
-    assert log.read_text().count(" steps ") >= 2  # it was started again
-    assert same(weights(tmp_path / "whole" / "run"), weights(tmp_path / "parts" / "run"))
-    assert curves(tmp_path / "whole" / "run") == curves(tmp_path / "parts" / "run")
-
-
-def test_a_signal_stops_all_ranks_at_one_step(data_root, tmp_path):
-    process = torchrun(2, *COMMAND, "--data-root", data_root, "--batch-size", "4", "--total-iter", "1000000",
-                       "--out-dir", tmp_path, restarts=0)
-    log = tmp_path / "run" / "run.log"
-    wait_for_line(log, "Train iter")
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=240)
-    state = load_checkpoint(tmp_path / "run" / "state_last.pth")
+    try:
+        wait_for(lambda: trains(1, "Train iter 20"), process)
+        workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout
+        os.kill(int(workers.split()[-1]), signal.SIGKILL)
+        wait_for(lambda: trains(2, "Train iter 60"), process)  # it was started again
+    finally:
+        process.terminate()
+        process.communicate(timeout=240)
+    state = load_checkpoint(run / "state_last.pth")
     assert f"Stopped by SIGTERM after step {state['iter']}" in log.read_text()
+    launch(data_root, tmp_path, *flags, "--total-iter", str(state["iter"] - 3))
+    whole = tmp_path / "2" / "run"
+    assert same(state["net"], weights(whole, "state_last.pth"))
+    expected = curves(whole)
+    for tag, points in curves(run).items():
+        assert points == expected[tag][:len(points)] and points, tag
 
 
 @pytest.mark.parametrize(("flags", "words"), [
