@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -317,54 +318,45 @@ def test_a_failing_tensorboard_does_not_end_training(data_root, tmp_path, monkey
     assert "no such plugin; training goes on" in (tmp_path / "run" / "run.log").read_text()
 
 
-def command(root, out, *flags):
-    return [sys.executable, "train_vq.py", *SMALL_NET, "--data-root", str(root), "--out-dir", str(out),
-            "--exp-name", "run", "--batch-size", "4", "--window-size", "32", "--warm-up-iter", "4", *flags]
+@contextmanager
+def process(*argv, **options):
+    """Python in another process, which does not outlive the block."""
+    with subprocess.Popen([sys.executable, *map(str, argv)], cwd=ROOT, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
-def wait_for(condition, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.05)
+HOLDER = """
+import sys
+from utils.files import exclusive_lock
+with exclusive_lock(sys.argv[1], ""):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 
 
-@pytest.fixture
-def start():
-    """start(command): a process that does not outlive its test."""
-    processes = []
-
-    def start(argv):
-        processes.append(subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL,
-                                          stderr=subprocess.DEVNULL))
-        return processes[-1]
-
-    yield start
-    for process in processes:
-        process.kill()
-        process.wait()
-
-
-def test_two_processes_one_folder_and_signals(data_root, tmp_path, start):
-    flags = ("--total-iter", "1000000", "--print-iter", "20", "--save-iter", "1000000")
-    first = start(command(data_root, tmp_path, *flags))
-    log = tmp_path / "run" / "run.log"
-    wait_for(lambda: log.exists() and "Train iter" in log.read_text())
-    second = subprocess.run(command(data_root, tmp_path, *flags, "--resume", "auto"), cwd=ROOT,
-                            capture_output=True, text=True, timeout=120)
-    assert second.returncode == 2
-    assert "in use by another process" in second.stderr and second.stderr.count("\n") == 1
-    first.send_signal(signal.SIGTERM)
-    assert first.wait(120) == 128 + signal.SIGTERM
-    state = load_checkpoint(tmp_path / "run" / "state_last.pth")
-    assert f"after step {state['iter']}" in log.read_text()
-    resume = command(data_root, tmp_path, *flags, "--resume", "auto")
-    killed = start(resume)
-    wait_for(lambda: f"steps {state['iter'] + 1} to" in log.read_text())
-    killed.kill()  # the lock dies with its owner
-    killed.wait()
-    again = subprocess.run([*resume, "--total-iter", str(state["iter"] + 2)], cwd=ROOT)
-    assert again.returncode == 0
+def test_a_folder_is_one_processes_and_a_signal_or_kill_frees_it(data_root, tmp_path, capsys):
+    flags = ("--resume", "auto", "--print-iter", "20", "--save-iter", "1000000")
+    script = ("train_vq.py", *SMALL_NET, *flags, "--data-root", data_root, "--out-dir", tmp_path,
+              "--exp-name", "run", "--batch-size", "4", "--window-size", "32", "--warm-up-iter", "4",
+              "--total-iter", "1000000", "--nb-vis", "0")
+    log, end = tmp_path / "run" / "run.log", time.monotonic() + 120
+    with process(*script, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
+        while not (log.exists() and "Train iter" in log.read_text()):
+            assert time.monotonic() < end and first.poll() is None, "waited too long"
+            time.sleep(0.05)
+        refused(small_args(data_root, tmp_path, *flags), capsys, "in use by another process")
+        first.send_signal(signal.SIGTERM)
+        assert first.wait(120) == 128 + signal.SIGTERM
+    step = load_checkpoint(tmp_path / "run" / "state_last.pth")["iter"]
+    assert f"after step {step}" in log.read_text()
+    again = small_args(data_root, tmp_path, *flags, "--total-iter", str(step + 2))
+    with process("-c", HOLDER, tmp_path / "run", stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        refused(again, capsys, "in use by another process")
+    assert main(again) == 0  # the lock died with its owner
 
 
 def test_an_unwritable_folder_is_told_before_the_data_is_read(tmp_path, capsys):
