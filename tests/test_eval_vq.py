@@ -4,8 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +15,6 @@ from models import evaluator_wrapper
 from models.vqvae import HumanVQVAE
 from tests.helpers import make_dataset, save_small_net
 from tests.test_evaluator_wrapper import make_extractors
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -240,11 +236,3 @@ def test_mistakes_are_one_line(run, data_root, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         parse_args([])
     assert stop.value.code == 2 and "no checkpoint given" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_the_command_itself(run):
-    command = [sys.executable, "eval_vq.py", "--resume-pth", str(run / "net_last.pth"), "--split", "val",
-               "--device", "cpu"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "MPJPE root-aligned mm" in done.stdout and not done.stderr and (run / "eval_val.json").exists()

@@ -2,7 +2,6 @@
 import json
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -199,40 +198,6 @@ def test_what_momask_cannot_read_is_refused_in_one_line(checkpoint, data_root, t
     assert "rvq: is there already" in refused(capsys, bare, "--to-momask", out, "--meta-dir", data_root)
 
 
-@pytest.mark.slow
-def test_onnx_carries_residual_and_finite_scalar_codes(layered, data_root, tmp_path):
-    export(layered, "--out", tmp_path, "--onnx")
-    net = HumanVQVAE.from_checkpoint(layered)
-    lowest = -1 if net.vqvae.quant == "residual" else 0
-    encoder, decoder = (onnxruntime.InferenceSession(tmp_path / f"{name}.onnx")
-                        for name in ("encoder", "decoder"))
-    clips = [np.load(path) for path in sorted((data_root / "new_joint_vecs").glob("*.npy"))]
-    agree = []
-    for raw in (np.stack([clip[:30] for clip in clips]), clips[1][None, :93]):
-        codes, = encoder.run(None, {"features": raw})
-        x = torch.from_numpy((raw[:, :raw.shape[1] // 4 * 4] - net.mean) / net.std).float()
-        with torch.no_grad():
-            agree.append((codes == net.encode(x).numpy()).mean())
-            expected = net.forward_decoder(torch.from_numpy(codes)).numpy() * net.std + net.mean
-        assert codes.dtype == np.int64
-        assert codes.shape == (len(raw), raw.shape[1] // 4, *[3] * (net.vqvae.quant == "residual"))
-        features, = decoder.run(None, {"codes": codes})
-        assert np.abs(features - expected).max() < 1e-4
-        if lowest < 0:  # no code: a layer left out
-            features, = decoder.run(None, {"codes": np.where(np.arange(3) < 2, codes, -1)})
-            with torch.no_grad():
-                expected = net.forward_decoder(torch.from_numpy(codes[..., :2])).numpy() * net.std + net.mean
-            assert np.abs(features - expected).max() < 1e-4
-        for wrong in (lowest - 1, net.nb_code):
-            changed = codes.copy()
-            changed.reshape(-1)[1] = wrong
-            with pytest.raises(Exception, match=r"out of data bounds|invalid index"):
-                decoder.run(None, {"codes": changed})
-    assert min(agree) > 0.97  # but for ties
-    about = {entry.key: entry.value for entry in onnx.load(tmp_path / "encoder.onnx").metadata_props}
-    assert about["quantizer"] == net.vqvae.quant and about["layers"] == str(net.vqvae.quantizer.num_layers)
-
-
 def test_evaluation_and_tokenizing_take_the_pair(checkpoint, data_root, tmp_path):
     export(checkpoint, "--out", tmp_path / "model")
     results, codes = [], []
@@ -304,50 +269,55 @@ def test_damage_to_the_pair_is_named(checkpoint, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [dict(), dict(quantizer="orig", act="gelu", norm="GN", down_t=1)],
-                         ids=["published", "other"])
-def test_onnx_gives_torchs_codes_and_features_at_any_length(kind, tmp_path):
-    net, folder, rng = make_net(**kind), tmp_path / "model", np.random.default_rng(0)
-    net.mean, net.std = rng.normal(0, 1, 263), rng.uniform(0.5, 2, 263)
-    args = dict(dataname="t2m", quantizer=net.vqvae.quant, vq_act=kind.get("act", "relu"),
-                vq_norm=kind.get("norm"))
-    save(net, tmp_path / "net.pth", args=args, iter=7, mean=torch.from_numpy(net.mean),
-         std=torch.from_numpy(net.std))
-    export(tmp_path / "net.pth", "--out", folder, "--onnx")
-    encoder, decoder = (onnxruntime.InferenceSession(folder / f"{name}.onnx")
+@pytest.mark.parametrize("kind", [dict(), dict(vq_act="gelu", vq_norm="GN", down_t=1, **KINDS["residual"]),
+                                  dict(vq_norm="LN", down_t=1, **KINDS["fsq"])],
+                         ids=["published", "residual", "fsq"])
+def test_onnx_gives_torchs_codes_and_features_at_any_length(kind, data_root, tmp_path):
+    export(save_small_net(tmp_path / "net.pth", data_root, depth=1, **kind), "--out", tmp_path, "--onnx")
+    net = HumanVQVAE.from_checkpoint(tmp_path / "net.pth")
+    unit, residual = 2 ** net.down_t, net.vqvae.quant == "residual"
+    encoder, decoder = (onnxruntime.InferenceSession(tmp_path / f"{name}.onnx")
                         for name in ("encoder", "decoder"))
-    unit = 2 ** net.down_t
-    for clips, frames in ((1, 4), (1, 5), (2, 43), (5, 8), (1, 500)):
-        raw = (rng.normal(0, 1, (clips, frames, 263)) * net.std + net.mean).astype(np.float32)
-        x = torch.from_numpy((raw[:, :frames // unit * unit] - net.mean) / net.std).float()
-        codes, = encoder.run(None, {"features": raw})
-        with torch.no_grad():
-            z_e = net.vqvae.encoder(x.transpose(1, 2)).transpose(1, 2)
-            distance = torch.cdist(z_e.double(), net.vqvae.quantizer.codes.double())
-            expected = net.forward_decoder(torch.from_numpy(codes)).numpy() * net.std + net.mean
-        best = distance.topk(2, largest=False).values
-        differ = codes != net.encode(x).numpy()
-        assert codes.dtype == np.int64 and codes.shape == (clips, frames // unit)
-        assert not differ[(best[..., 1] - best[..., 0] > 1e-5).numpy()].any()
-        assert differ.mean() < 0.01
+    clips = [np.load(path) for path in sorted((data_root / "new_joint_vecs").glob("*.npy"))]
+    long = np.concatenate(clips)
+
+    def decode(codes):
         features, = decoder.run(None, {"codes": codes})
+        with torch.no_grad():
+            known = torch.from_numpy(codes[..., :2] if (codes < 0).any() else codes)
+            expected = net.forward_decoder(known).numpy() * net.std + net.mean
         assert features.dtype == np.float32 and np.abs(features - expected).max() < 1e-4
-    for wrong in (-1, net.nb_code):  # an index from the end is none of the codebook
-        with pytest.raises(Exception, match=r"out of data bounds|invalid index"):
-            decoder.run(None, {"codes": np.array([[0, wrong, 1]])})
-    raw = np.random.default_rng(1).normal(0, 1, (1, 8 * unit + unit - 1, 263)).astype(np.float32)
+
+    same = []
+    for raw in (np.stack([clip[:30] for clip in clips]), long[None, :500], long[None, :unit],
+                long[None, :unit + 1], np.stack([long[:43], long[43:86]])):
+        codes, = encoder.run(None, {"features": raw})
+        length = raw.shape[1] // unit
+        assert codes.dtype == np.int64 and codes.shape == (len(raw), length, *[3] * residual)
+        x = torch.from_numpy((raw[:, :length * unit] - net.mean) / net.std).float()
+        with torch.no_grad():
+            same.extend((codes == net.encode(x).numpy()).flatten())
+        decode(codes)
+        if residual:  # no code: a layer left out
+            decode(np.where(np.arange(3) < 2, codes, -1))
+        for wrong in (-1 - residual, net.nb_code):  # an index from the end is none of the codebook
+            changed = codes.copy()
+            changed.reshape(-1)[-1] = wrong
+            with pytest.raises(Exception, match=r"out of data bounds|invalid index"):
+                decoder.run(None, {"codes": changed})
+    assert np.mean(same) > 0.97  # but for ties
+    raw = long[None, :8 * unit + unit - 1].copy()
     codes, = encoder.run(None, {"features": raw})
     raw[:, 8 * unit:] = 1e4  # frames past the last whole code do not matter
     np.testing.assert_array_equal(encoder.run(None, {"features": raw})[0], codes)
+    expected = dict(fps="20.0", unit_length=str(unit), iteration="15", nb_code="16", dataname="t2m",
+                    quantizer=net.vqvae.quant, layers=str(net.vqvae.quantizer.num_layers))
     for name in ("encoder", "decoder"):  # they say what they take, and nothing of the machine that wrote them
-        model = onnx.load(folder / f"{name}.onnx")
+        model = onnx.load(tmp_path / f"{name}.onnx")
         onnx.checker.check_model(model)
         about = {entry.key: entry.value for entry in model.metadata_props}
-        assert about["features"].startswith("raw")
-        assert about["fps"] == "20.0"
-        assert about["unit_length"] == str(unit)
-        assert about["iteration"] == "7" and about["nb_code"] == "16" and about["dataname"] == "t2m"
-        data = (folder / f"{name}.onnx").read_bytes()
+        assert about["features"].startswith("raw") and {key: about[key] for key in expected} == expected
+        data = (tmp_path / f"{name}.onnx").read_bytes()
         assert not any(str(path).encode() in data
                        for path in (ROOT, Path(torch.__file__).parent)) and b"stack_trace" not in data
 
@@ -408,11 +378,3 @@ def test_flags_that_cannot_work(flags, words, capsys):
         parse_args(flags.split())
     error = capsys.readouterr().err
     assert stop.value.code == 2 and words in error and error.count("\n") == 1
-
-
-@pytest.mark.slow
-def test_the_command_itself(checkpoint, tmp_path):
-    command = [sys.executable, "export_vq.py", "--resume-pth", str(checkpoint), "--out",
-               str(tmp_path / "model")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert f"wrote {tmp_path / 'model'}: ema_reset, 16 codes" in done.stdout and not done.stderr

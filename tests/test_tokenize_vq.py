@@ -1,8 +1,6 @@
 """Codes for a second stage as users meet them: written, read as T2M-GPT reads them, and decoded back."""
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +16,6 @@ from tests.helpers import excess, make_clip, make_dataset, save_small_net
 from tokenize_vq import main, parse_args
 from utils.motion_process import recover_from_ric
 
-ROOT = Path(__file__).parent.parent
 LENGTHS = (80, 101, 64, 70, 30, 90, 66, 75)  # of the small set
 
 
@@ -363,11 +360,3 @@ def test_flags_that_cannot_work(flags, words, capsys):
         parse_args(["--resume-pth", "net.pth", "--out", "x", *flags.split()])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and words in error and error.count("\n") == 1
-
-
-@pytest.mark.slow
-def test_the_command_itself(checkpoint, data, tmp_path):
-    command = [sys.executable, "tokenize_vq.py", str(checkpoint), "--data-root", str(data), "--out",
-               str(tmp_path / "out")]
-    done = subprocess.run([*command, "--device", "cpu"], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "wrote 8 files and manifest.json" in done.stdout and not done.stderr
