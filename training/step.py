@@ -86,9 +86,10 @@ def train_step(objective, net, optimizer, scaler, parts):
         init_codebook(net, parts)
     optimizer.zero_grad(set_to_none=True)
     outputs = []
-    for x in parts:
-        losses, rows, idx = objective(x)
-        scaler.scale(losses[-1] / len(parts)).backward()
+    for left, x in zip(reversed(range(len(parts))), parts):  # the last averages the gradient over the ranks
+        with objective.no_sync() if left and world > 1 else contextlib.nullcontext():
+            losses, rows, idx = objective(x)
+            scaler.scale(losses[-1] / len(parts)).backward()
         outputs.append((losses.detach(), rows, idx))
     losses, rows, idx = zip(*outputs)
     scaler.unscale_(optimizer)
