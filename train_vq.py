@@ -131,7 +131,7 @@ def load_data(args, net, log):
         log.info("Published numbers use the evaluator variant: root and contact std ÷ 25 (--meta-dir).")
     net.std = weigh_root_and_contacts(net.std, spec, args.feat_bias)
     clips = load_split(root, "train", spec, net.mean, net.std, args.skip_bad_clips, cache=not args.no_cache)
-    feed = WindowFeed(clips, args.window_size, args.batch_size, args.seed)
+    feed = WindowFeed(clips, args.window_size, args.batch_size, args.seed, args.edge_frames)
     log.info(f"{args.dataname}: {len(feed)} of {len(clips.names)} clips are long enough for a window, "
              f"{clips.offsets[-1]} frames from {root}; {len(clips.bad)} bad ones left out")
     for message in filter(None, [*clips.bad, clips.warning]):

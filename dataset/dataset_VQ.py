@@ -14,16 +14,18 @@ class WindowFeed:
     The windows form one endless stream: epoch after epoch, every long enough clip once, in a random order,
     each with a uniformly random crop. Batch k is the stream from k·batch_size on, shared out among the ranks.
 
-    clips: as `load_split` returns. Raises UserError when no clip is as long as a window.
+    clips: as `load_split` returns. edge: up to how many frames beyond a clip's ends a crop is drawn, before it
+    is moved inside: crops alone hardly ever hold a clip's first or last frame.
+    Raises UserError when no clip is as long as a window.
     """
 
-    def __init__(self, clips, window, batch_size, seed=123):
+    def __init__(self, clips, window, batch_size, seed=123, edge=0):
         lengths = np.diff(clips.offsets)
         self.long_enough = np.flatnonzero(lengths >= window)
         if not len(self.long_enough):
             raise UserError(f"{clips.split}: all {len(lengths)} clips are shorter than a window of {window} "
                             f"frames (the longest has {lengths.max()}); use a smaller --window-size")
-        self.clips, self.window, self.batch_size, self.seed = clips, window, batch_size, seed
+        self.clips, self.window, self.batch_size, self.seed, self.edge = clips, window, batch_size, seed, edge
         self._crops = lengths[self.long_enough] - window + 1
         shape = (window, clips.frames.shape[1])
         self._windows = np.lib.stride_tricks.sliding_window_view(np.asarray(clips.frames), shape)[:, 0]
@@ -37,9 +39,10 @@ class WindowFeed:
         """Return clips and first frames of an epoch's windows in their order, (n,) each."""
         rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
         order = rng.permutation(len(self))
-        crops = np.floor(rng.random(len(self)) * self._crops[order]).astype(np.int64)
+        places = self._crops[order]
+        crops = np.floor(rng.random(len(self)) * (places + 2 * self.edge)).astype(np.int64) - self.edge
         clips = self.long_enough[order]
-        return clips, self.clips.offsets[clips] + crops
+        return clips, self.clips.offsets[clips] + crops.clip(0, places - 1)
 
     def select(self, k, rank=0, world_size=1):
         """Return clips (index into `clips.names`) and first frames (row of `clips.frames`) of batch k.

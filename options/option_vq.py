@@ -50,6 +50,8 @@ def add_training_flags(parser):
     add = parser.add_argument_group("optimisation").add_argument
     add("--batch-size", type=COUNT, default=256, help="windows per step, over all ranks")
     add("--window-size", type=COUNT, default=64, help="frames in a window")
+    add("--edge-frames", type=number(int, 0), default=0, metavar="FRAMES",
+        help="draw windows from that far beyond a clip's ends, then move them inside: the ends are seen more")
     add("--total-iter", type=COUNT, default=300000, help="iterations after the warm-up")
     add("--warm-up-iter", type=number(int, 0), default=1000, help="warm-up iterations (one fewer is run)")
     add("--lr", type=POSITIVE, default=2e-4, help="learning rate")

@@ -39,6 +39,12 @@ def test_crops_are_uniform_over_all_places():
     assert len(counts) == 3 and counts.min() > 70
 
 
+def test_windows_drawn_beyond_the_ends_are_moved_inside():
+    starts = WindowFeed(make_clips([10]), 8, 9000, edge=3).batch(0)[:, 0, 1].numpy().astype(int)
+    shares = np.bincount(starts, minlength=3) / 9000      # of nine places, four lie at or before the first
+    np.testing.assert_allclose(shares, [4 / 9, 1 / 9, 4 / 9], atol=0.02)
+
+
 def test_a_batch_follows_from_seed_and_number_alone():
     clips = make_clips(LENGTHS)
     one, other = WindowFeed(clips, 8, 4, seed=1), WindowFeed(clips, 8, 4, seed=1)
