@@ -14,8 +14,8 @@ class WindowFeed:
     The windows form one endless stream: epoch after epoch, every long enough clip once, in a random order,
     each with a uniformly random crop. Batch k is the stream from k·batch_size on, shared out among the ranks.
 
-    clips: as `load_split` returns. edge: up to how many frames beyond a clip's ends a crop is drawn, before it
-    is moved inside: crops alone hardly ever hold a clip's first or last frame.
+    clips: as `load_split` returns. edge: crops are drawn from so many frames beyond a clip's ends and moved
+    inside; without, they hardly ever hold its first or last frame.
     Raises UserError when no clip is as long as a window.
     """
 
