@@ -269,7 +269,8 @@ def test_damage_to_the_pair_is_named(checkpoint, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [dict(), dict(vq_act="gelu", vq_norm="GN", down_t=1, **KINDS["residual"]),
+@pytest.mark.parametrize("kind", [dict(),
+                                  dict(vq_act="gelu", vq_norm="GN", width=64, down_t=1, **KINDS["residual"]),
                                   dict(vq_norm="LN", down_t=1, **KINDS["fsq"])],
                          ids=["published", "residual", "fsq"])
 def test_onnx_gives_torchs_codes_and_features_at_any_length(kind, data_root, tmp_path):
