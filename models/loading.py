@@ -228,6 +228,8 @@ def _known(values, path):
     for name, value in known.items():
         if name in CHOICES and value not in CHOICES[name]:
             raise UserError(f"{path}: {name} is {str(value)[:30]!r}; expected {CHOICES[name]}")
+        if name == "fsq_levels" and not isinstance(value, list | tuple | None):
+            raise UserError(f"{path}: fsq_levels is {str(value)[:30]!r}; expected a list: [8, 5, 5, 5]")
         kind, least = type(NET_ARGS[name]), isinstance(NET_ARGS[name], int)
         if kind in (int, float) and not (isinstance(value, int | kind) and value >= least):
             raise UserError(f"{path}: {name} is {str(value)[:30]!r}; expected a number, {least:d} or more")

@@ -307,6 +307,8 @@ def test_the_levels_of_finite_scalars_must_be_recorded(save):
     assert HumanVQVAE.from_checkpoint(bare, fsq_levels=[4, 3]).nb_code == 12
     assert "project_in.weight" in refusal(bare, fsq_levels=[4, 3, 2])
     assert "fsq_levels" in refusal(bare, fsq_levels=[4, 1])
+    bare.with_name("opt.txt").write_text("quantizer: fsq\nfsq_levels: 4 3\n")
+    assert "expected a list" in refusal(bare)
 
 
 def test_averaged_weights_count_where_the_file_holds_them(save, net, weights):

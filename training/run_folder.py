@@ -61,6 +61,7 @@ def given_state(args):
 
 class NoRunFolder:
     """The run folder of every rank but 0: it writes nothing."""
+
     log = logging.Logger("silent", logging.CRITICAL + 1)
 
     def __getattr__(self, name):
