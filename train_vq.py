@@ -73,7 +73,7 @@ def train(args, run, device, rank, world):
     warm_up = warm_up_steps(args)
     last = warm_up + args.total_iter
     start, best = restore(state, parts, last, clips, run.log)
-    run.start(net, parts, val, start, state["usage"] if state else ())
+    run.start(net, parts, val, start)
     run.log.info(f"{args.quantizer} on {world} × {device}: steps {start + 1} to {last}, {warm_up} of warm-up")
 
     # -------- loop, warm-up included

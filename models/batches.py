@@ -83,14 +83,6 @@ def decode_rows(net, rows):
     return run_in_batches(net, lambda batch: net.forward_decoder([rows[i] for i in batch]), lengths)
 
 
-def reconstruct_clips(net, clips):
-    """Return lists of normalised reconstructions (T, D) and of codes (T',), of clips cut to whole codes."""
-    lengths = np.diff(clips.offsets) // 2 ** net.down_t * 2 ** net.down_t
-    encoded = encode_clips(net, clips, np.arange(len(lengths)), clips.offsets[:-1], lengths)
-    codes = [row.numpy() for row in in_order(encoded, len(lengths))]
-    return [x.numpy() for x in in_order(decode_rows(net, codes), len(codes))], codes
-
-
 def as_array(value):
     """Return an array of an array, a tensor of any device, or nested lists."""
     return value.detach().cpu().numpy() if torch.is_tensor(value) else np.asarray(value)

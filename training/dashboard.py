@@ -1,38 +1,31 @@
 """Pictures of a run's validations in TensorBoard, and GIF files at its end. No random number is drawn."""
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 
 from evaluation.evaluate import select_clips
-from models.batches import reconstruct_clips
+from models.batches import evaluating
 from utils.motion_spec import UNIT_LENGTH
 from visualize.draw import add_gif, gif_bytes, save_gif
-from visualize.figures import bar_figure, code_strip, usage_figure
 from visualize.skeleton import frame_error
 
-CARD = 350  # pixels: the width of a picture's card in TensorBoard, which scales without smoothing
 FINAL = ("mpjpe", "mpjpe_global", "recons", "perplexity", "fid", "top1")  # shown beside the flags
 
 
 def pick_clips(clips, spec, count, unit=UNIT_LENGTH):
-    """Return `count` of the clips that evaluation takes, spread over the split: always the same ones."""
+    """Return {name: features (T, D)} of `count` clips that evaluation takes, spread over the split."""
     index, starts, lengths, _ = select_clips(clips, spec, unit)
     chosen = [part[len(part) // 2] for part in np.array_split(np.arange(len(index)), min(count, len(index)))]
-    frames = [clips.frames[start:start + length] for start, length in zip(starts[chosen], lengths[chosen])]
-    return SimpleNamespace(names=[clips.names[i] for i in index[chosen]], frames=np.concatenate(frames),
-                           offsets=np.cumsum([0, *lengths[chosen]]))
+    return {clips.names[i]: clips.frames[start:start + length]
+            for i, start, length in zip(index[chosen], starts[chosen], lengths[chosen])}
 
 
 class Dashboard:
-    """The pictures of one run. val: None, or a split's `clips`. count: clips to draw, 0: none.
+    """The curves and pictures of one run. val: None, or a split's `clips`. count: clips to draw, 0: none."""
 
-    usage: [(iteration, counts (Q·K,) int32)] of every validation so far; the saved state carries it.
-    """
-
-    def __init__(self, writer, net, val, count, usage=()):
-        self.writer, self.net, self.usage, self.result, self.clips = writer, net, list(usage), {}, None
+    def __init__(self, writer, net, val, count):
+        self.writer, self.net, self.result, self.clips = writer, net, {}, {}
         if val and count:
             self.clips = pick_clips(val.clips, net.spec, count, max(UNIT_LENGTH, 2 ** net.down_t))
 
@@ -42,22 +35,12 @@ class Dashboard:
             self.writer.add_scalar(f"./{group}/{name}", value, iteration)
 
     def draw_validation(self, result, iteration):
-        """Draw what `evaluate_clips` returned, and the picked clips."""
+        """Log what `evaluate_clips` returned of joints and codes, and draw the picked clips."""
         first, self.result = not self.result, result
-        self.usage.append((iteration, torch.tensor(result["counts"], dtype=torch.int32).flatten()))
-        if not self.clips:
-            return
-        clips = self._reconstruct()
-        steps, counts = zip(*self.usage)
-        errors = [aligned for aligned, _ in result["joints"].values()]
-        title = f"root-aligned error, {result['mpjpe']:.1f} mm after {iteration}"
-        coarse = [codes.reshape(len(codes), -1)[:, 0] for *_, codes in clips]
-        pictures = {"codebook_use": usage_figure(torch.stack(counts).numpy(), steps, width=CARD),
-                    "joint_errors": bar_figure([*result["joints"]], errors, title, width=CARD),
-                    "codes": code_strip(coarse, self.net.nb_code, labels=self.clips.names, wrap=11)}
-        for name, picture in pictures.items():
-            self.writer.add_image(f"Validation/{name}", picture, iteration, dataformats="HWC")
-        for i, (name, joints, original, _) in enumerate(clips):
+        errors = {name: aligned for name, (aligned, _) in result["joints"].items()}
+        self.add_scalars("Joints", errors, iteration)
+        self.writer.add_histogram("Validation/codebook_use", np.array(result["counts"]), iteration)
+        for i, (name, joints, original) in enumerate(self._reconstruct()):
             if first:
                 gif = gif_bytes(original, self.net.spec, title=name)
                 add_gif(self.writer, f"./Vis/org_eval{i}", gif, iteration)
@@ -71,15 +54,16 @@ class Dashboard:
         flags = {name: x if isinstance(x, (int, float)) else str(x) for name, x in vars(args).items()}
         metrics = {f"Final/{name}": self.result[name] for name in FINAL if name in self.result}
         self.writer.add_hparams(flags, metrics, run_name=".", global_step=args.total_iter)
-        for name, joints, original, _ in self._reconstruct() if self.clips else ():
+        for name, joints, original in self._reconstruct():
             file = Path(path, f"vis_{name.replace('/', '_')}.gif")
             save_gif(file, joints, self.net.spec, reference=original, title=name)
 
     def _reconstruct(self):
-        """Return [(name, reconstructed joints, original joints (T, J, 3), codes)] of the picked clips."""
-        features, codes = reconstruct_clips(self.net, self.clips)
-        originals = np.split(self.clips.frames, self.clips.offsets[1:-1])
-        device = next(self.net.parameters()).device
-        joints = [[self.net.to_joints(torch.from_numpy(x).to(device)).cpu().numpy() for x in clips]
-                  for clips in (features, originals)]
-        return list(zip(self.clips.names, *joints, codes))
+        """Return [(name, reconstructed joints, original joints (T, J, 3))] of the picked clips."""
+        if not self.clips:
+            return []
+        clips = [torch.tensor(clip) for clip in self.clips.values()]
+        with evaluating(self.net):
+            codes = [self.net.encode(clip[None])[0] for clip in clips]
+        joints = [each.numpy() for each in self.net.decode_joints(codes)]
+        return list(zip(self.clips, joints, [self.net.to_joints(clip).numpy() for clip in clips]))

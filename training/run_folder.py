@@ -91,13 +91,13 @@ class RunFolder:
                 self.log.warning(f"cannot read a state: {error}")
         return load_checkpoint(paths[-1]) if paths else None
 
-    def start(self, net, parts, val, step, usage):
+    def start(self, net, parts, val, step):
         """Write args.json and open TensorBoard; events after `step`, of before a resume, are hidden."""
         self.net, self.parts, self.time, self.step = net, parts, time.monotonic(), step
         self.warm_up = warm_up_steps(self.args)
         write_json(self.path / "args.json", vars(self.args))
         self.writer = SummaryWriter(self.path, purge_step=max(step - self.warm_up, 0) + 1)
-        self.board = Dashboard(self.writer, net, val, self.args.nb_vis, usage)
+        self.board = Dashboard(self.writer, net, val, self.args.nb_vis)
 
     def report(self, step, rate, means):
         """Log the means since the last report. Curves begin after the warm-up, as upstream."""
@@ -146,7 +146,7 @@ class RunFolder:
             (self.path / STATE).replace(self.path / PREVIOUS)
         cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
         self.save_network(STATE, step, best, self.parts, rng=torch.get_rng_state(), rng_cuda=cuda,
-                          usage=self.board.usage, content=content)
+                          content=content)
 
     def finish(self):
         """Write the flags beside the final metrics, and every drawn clip as vis_NAME.gif."""
