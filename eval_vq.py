@@ -55,7 +55,7 @@ def evaluate(path, args):
     if args.by_layer and layers == 1:
         raise UserError(f"{path}: {net.vqvae.quant} has a single layer; --by-layer needs residual codes")
     spec, root, remarks = find_data(path, net, args)
-    clips = load_split(root, args.split, spec, net.mean, net.std, args.skip_bad_clips, not args.no_cache)
+    clips = load_split(root, args.split, spec, net.mean, net.std, args.skip_bad_clips)
     loss = net.recipe.get("recons_loss", "l1_smooth")
     results = [evaluate_clips(net, clips, full=True, loss=loss, layers=q)
                for q in (*range(1, layers if args.by_layer else 0), None)]

@@ -59,7 +59,7 @@ def tokenize(net, args):
     there = [name for name in ("all", "train", "val", "test") if Path(root, f"{name}.txt").is_file()]
     splits = args.split or (["all"] if "all" in there or not there else there)
     for split in splits:
-        clips = load_split(root, split, spec, net.mean, net.std, args.skip_bad_clips, not args.no_cache)
+        clips = load_split(root, split, spec, net.mean, net.std, args.skip_bad_clips)
         index, starts, lengths, left_out = select_clips(clips, spec, unit, args.min_frames, args.max_frames)
         names = [clips.names[i] for i in index]
         codes.update(dict.fromkeys(names))  # in the order of the split

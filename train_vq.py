@@ -58,8 +58,7 @@ def train(args, run, device, rank, world):
     net = starting_network(args, state, run.log)
 
     # -------- data
-    with rank_zero_first():
-        clips, feed, val = load_data(args, net, run.log)
+    clips, feed, val = load_data(args, net, run.log)
     dtype = torch.float64 if args.float64 else torch.float32
     net.to(device, dtype).train()
 
@@ -119,7 +118,9 @@ def load_data(args, net, log):
     root = args.data_root or spec.data_root
     if args.dataname == "demo":
         from dataset.prepare.demo import ensure_demo  # here, for only the demo needs its animation
-        if ensure_demo(root):
+        with rank_zero_first():
+            made = ensure_demo(root)
+        if made:
             log.info(f"{root}: made the demo set")
     find_clips(root)
     net.mean, net.std, meta = find_statistics(args, spec)
@@ -130,7 +131,7 @@ def load_data(args, net, log):
     elif args.dataname == "t2m" and variant == "data set":
         log.info("Published numbers use the evaluator variant: root and contact std ÷ 25 (--meta-dir).")
     net.std = weigh_root_and_contacts(net.std, spec, args.feat_bias)
-    clips = load_split(root, "train", spec, net.mean, net.std, args.skip_bad_clips, cache=not args.no_cache)
+    clips = load_split(root, "train", spec, net.mean, net.std, args.skip_bad_clips)
     feed = WindowFeed(clips, args.window_size, args.batch_size, args.seed, args.edge_frames)
     log.info(f"{args.dataname}: {len(feed)} of {len(clips.names)} clips are long enough for a window, "
              f"{clips.offsets[-1]} frames from {root}; {len(clips.bad)} bad ones left out")

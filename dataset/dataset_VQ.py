@@ -28,7 +28,7 @@ class WindowFeed:
         self.clips, self.window, self.batch_size, self.seed, self.edge = clips, window, batch_size, seed, edge
         self._crops = lengths[self.long_enough] - window + 1
         shape = (window, clips.frames.shape[1])
-        self._windows = np.lib.stride_tricks.sliding_window_view(np.asarray(clips.frames), shape)[:, 0]
+        self._windows = np.lib.stride_tricks.sliding_window_view(clips.frames, shape)[:, 0]
         self._epoch = functools.lru_cache(2)(self._draw_epoch)
 
     def __len__(self):

@@ -1,20 +1,15 @@
 """A folder in the HumanML3D layout: its splits, statistics and clips, read into one contiguous array."""
-import contextlib
 import hashlib
-import json
-import os
 from pathlib import Path, PureWindowsPath
 from types import SimpleNamespace
 
 import numpy as np
 
 from utils.errors import UserError
-from utils.files import load_array, read_text, remove_stale, save_array, write_json
+from utils.files import load_array, read_text
 from utils.motion_process import describe_statistics, normalisation_problem
 from utils.motion_spec import get_spec
 
-CACHE = ".packed"
-ABANDONED = 3600        # seconds after which a temporary file is a killed process's
 SMALLEST_STD = 1e-8     # below it an entry of std.npy is no statistic of any motion
 ORIGINS = {263: "HumanML3D's (--dataname t2m)", 251: "KIT-ML's (--dataname kit)"}
 
@@ -110,41 +105,24 @@ def find_data(path, net, args):
     return spec, root, ignored if args.meta_dir else []
 
 
-def load_split(root, split, spec, mean, std, skip_bad=False, cache=True):
+def load_split(root, split, spec, mean, std, skip_bad=False):
     """Read all clips of a split, normalised, into one array.
 
     Returns a namespace: `names` list of ids; `frames` (F, D) float32, clip after clip, normalised in float64;
     `offsets` (n + 1,) int64; `bad` the messages of the clips left out; `warning` why the frames do not look
-    normalised, or None; `content` a SHA-256 of the frames; `split`. cache: map the frames from ROOT/.packed.
+    normalised, or None; `content` a SHA-256 of the frames; `split`.
     Raises UserError for a missing folder and, unless `skip_bad`, for clips that `read_clip` refuses.
     """
     folder, path = find_clips(root), Path(root, f"{split}.txt")
     ids = read_ids(path)
-    size, key = _fingerprint(folder, ids, spec, mean, std, skip_bad)
-    packed = Path(root, CACHE, split)
-    clips = _map_cache(packed, key) if cache else None
-    if clips is None:
-        clips = _read_clips(folder, ids, size, spec, mean, std)
-        if clips.bad and not skip_bad:
-            raise UserError(f"{len(clips.bad)} of {len(ids)} clips cannot be used (--skip-bad-clips leaves "
-                            f"them out), the first: {clips.bad[0]}", clips.bad)
-        if cache:
-            _write_cache(packed, key, clips)
-    if not clips.names:
-        raise UserError(f"{path}: none of its {len(ids)} clips can be used: {clips.bad[0]}", clips.bad)
-    clips.split = split
-    clips.warning = clips.warning and f"{path}: {clips.warning}"
-    return clips
-
-
-def _read_clips(folder, ids, size, spec, mean, std):
-    """Read clips of `size` bytes in all."""
+    files = [folder / f"{name}.npy" for name in ids]
+    size = sum(file.stat().st_size for file in files if file.is_file())
     # a value takes two bytes at least; untouched rows take no memory
     frames = np.empty((size // (2 * spec.width), spec.width), np.float32)
     names, offsets, bad = [], [0], []
-    for name in ids:
+    for name, file in zip(ids, files):
         try:
-            clip = read_clip(folder / f"{name}.npy", spec)
+            clip = read_clip(file, spec)
         except UserError as error:
             hint = "; ids come without .npy" if name.lower().endswith(".npy") else ""
             bad.append(f"{error}{hint}")
@@ -152,45 +130,13 @@ def _read_clips(folder, ids, size, spec, mean, std):
         offsets.append(offsets[-1] + len(clip))
         frames[offsets[-2]:offsets[-1]] = (clip - mean) / std
         names.append(name)
+    if bad and not skip_bad:
+        raise UserError(f"{len(bad)} of {len(ids)} clips cannot be used (--skip-bad-clips leaves them out), "
+                        f"the first: {bad[0]}", bad)
+    if not names:
+        raise UserError(f"{path}: none of its {len(ids)} clips can be used: {bad[0]}", bad)
     frames = frames[:offsets[-1]]
-    sample = frames[::max(1, len(frames) // 50_000)]
+    problem = normalisation_problem(frames[::max(1, len(frames) // 50_000)])
     return SimpleNamespace(names=names, frames=frames, offsets=np.array(offsets, np.int64), bad=bad,
-                           warning=normalisation_problem(sample) if names else None,
+                           warning=problem and f"{path}: {problem}", split=split,
                            content=hashlib.sha256(frames.reshape(-1).view(np.uint8)).hexdigest())
-
-
-# the packed cache: SPLIT.npy (the normalised frames) and SPLIT.json (the rest)
-
-def _fingerprint(folder, ids, spec, mean, std, skip_bad):
-    """Return the bytes of the clips' files, and a SHA-256 of all that the packed frames depend on."""
-    digest = hashlib.sha256(json.dumps([3, spec.width, skip_bad]).encode() + mean.tobytes() + std.tobytes())
-    size = 0
-    for name in ids:
-        facts = None
-        with contextlib.suppress(OSError):  # a missing clip is named when it is read
-            stat = os.stat(folder / f"{name}.npy")
-            facts = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-            size += stat.st_size
-        digest.update(f"{name}\0{facts}\n".encode())
-    return size, digest.hexdigest()
-
-
-def _map_cache(packed, key):
-    """Return the clips of the cache, frames mapped; None where it is missing, damaged or of other files."""
-    try:
-        index = json.loads(Path(f"{packed}.json").read_text(encoding="utf-8"))
-        frames, offsets = load_array(f"{packed}.npy", mmap=True), np.array(index["offsets"], np.int64)
-        whole = index.pop("key") == key and len(frames) == offsets[-1]
-        return SimpleNamespace(**{**index, "frames": frames, "offsets": offsets}) if whole else None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, UserError):
-        return None
-
-
-def _write_cache(packed, key, clips):
-    """Pack the clips; a folder that cannot be written simply has no cache."""
-    index = dict(vars(clips), offsets=clips.offsets.tolist(), key=key)
-    del index["frames"]
-    with contextlib.suppress(OSError, UserError):
-        save_array(f"{packed}.npy", clips.frames)
-        write_json(f"{packed}.json", index)
-        remove_stale(packed.parent, ABANDONED)

@@ -74,7 +74,6 @@ def add_data_flags(parser, dataname="t2m"):
     add("--data-root", metavar="DIR", help="folder in the HumanML3D layout; None: the data set's in dataset/")
     add("--meta-dir", metavar="DIR", help="folder of mean.npy and std.npy; None: evaluator's or data's")
     add("--skip-bad-clips", action="store_true", help="leave out missing, unreadable or non-finite clips")
-    add("--no-cache", action="store_true", help="read no clips from the packed cache in DATA_ROOT/.packed")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
         help="where to run; auto takes CUDA, else MPS, else the CPU")
 

@@ -251,6 +251,6 @@ def test_bounds_and_a_split_without_a_clip():
 
 
 def test_a_folder_is_evaluated_as_it_is_read(data_root):
-    clips = load_split(data_root, "all", T2M, MEAN, STD, cache=False)
+    clips = load_split(data_root, "all", T2M, MEAN, STD)
     result = evaluate_clips(make_net().eval(), clips)
     assert result["clips"] == 7 and result["skipped"] == {"shorter than 40 frames": ["000004"]}

@@ -1,8 +1,5 @@
-"""Reading a data folder: clean, unclean, and bad; and its packed cache."""
-import multiprocessing
+"""Reading a data folder: clean, unclean, and bad."""
 import os
-import subprocess
-from concurrent.futures import ProcessPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -32,7 +29,7 @@ def load(root, split="train", **kwargs):
 
 
 def test_frames_are_normalised_clip_after_clip(root):
-    clips = load(root, cache=False)
+    clips = load(root)
     assert clips.names == read_ids(root / "train.txt")
     raw = np.concatenate([np.load(root / "new_joint_vecs" / f"{name}.npy") for name in clips.names])
     mean, std = (np.load(root / name).astype(np.float64) for name in ("Mean.npy", "Std.npy"))
@@ -243,145 +240,14 @@ def test_a_split_that_is_a_folder_is_one_line(root):
 def test_links_to_nothing_that_no_split_names_do_not_matter(root):
     (root / "new_joint_vecs" / ".#000001.npy").symlink_to("user@host.123:456")
     (root / "new_joint_vecs" / "other.npy").symlink_to("nowhere")
-    assert len(load(root).names) == len(load(root).names) == 6
+    assert len(load(root).names) == 6
 
 
 def test_frames_that_do_not_look_normalised_are_told(tmp_path):
     root = make_dataset(tmp_path / "data", lengths=(90,) * 40)
-    assert load(root).warning is None and load(root).warning is None
+    assert load(root).warning is None
     mean, std = np.load(root / "Mean.npy"), np.load(root / "Std.npy")
     for path in (root / "new_joint_vecs").glob("*.npy"):
         np.save(path, (np.load(path) - mean) / std)
-    fresh, mapped = load(root), load(root)
-    assert isinstance(mapped.frames, np.memmap) and fresh.warning == mapped.warning
-    assert fresh.warning.startswith(str(root / "train.txt")) and "worst, entry" in fresh.warning
-
-
-def test_the_cache_maps_the_same_clips(root):
-    fresh = load(root)
-    mapped = load(root)
-    assert isinstance(mapped.frames, np.memmap) and not isinstance(fresh.frames, np.memmap)
-    assert (mapped.frames == fresh.frames).all() and mapped.names == fresh.names
-    assert (mapped.offsets == fresh.offsets).all() and mapped.content == fresh.content
-
-
-def change_statistics(root):
-    np.save(root / "Mean.npy", np.load(root / "Mean.npy") + 1)
-
-
-def change_ids(root):
-    (root / "train.txt").write_text("000000\n000001\n")
-
-
-def tear_cache(root):
-    path = root / ".packed" / "train.npy"
-    path.write_bytes(path.read_bytes()[:-4000])
-
-
-def garble_index(root):
-    (root / ".packed" / "train.json").write_text("{")
-
-
-CHANGES = (change_statistics, change_ids, tear_cache, garble_index)
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_a_stale_or_damaged_cache_is_rebuilt(tmp_path, change):
-    root = make_dataset(tmp_path / "data", lengths=(900,) * 8)      # several MiB of frames
-    load(root)
-    assert isinstance(load(root).frames, np.memmap)
-    change(root)
-    again, direct = load(root), load(root, cache=False)
-    assert again.names == direct.names and (again.frames == direct.frames).all()
-    assert isinstance(load(root).frames, np.memmap)
-    assert sorted(path.name for path in (root / ".packed").iterdir()) == ["train.json", "train.npy"]
-
-
-def change(path):
-    """Change the content, and neither size nor time."""
-    time = path.stat().st_mtime_ns
-    np.save(path, np.load(path) + 1)
-    os.utime(path, ns=(time, time))
-
-
-def remove(path):
-    path.unlink()
-
-
-def add(path):
-    np.save(path, np.ones((90, 263), np.float32))
-
-
-@pytest.mark.parametrize("name", ["000002", "walk/001", "deep/er/002"])
-@pytest.mark.parametrize("edit", [change, remove, add])
-def test_the_cache_follows_every_clip_that_the_split_names(root, name, edit):
-    path = root / "new_joint_vecs" / f"{name}.npy"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, np.load(root / "new_joint_vecs" / "000001.npy"))
-    (root / "train.txt").write_text(f"000000\n{name}\n")
-    if edit is add:
-        path.unlink()
-    load(root, skip_bad=True)
-    assert isinstance(load(root, skip_bad=True).frames, np.memmap)
-    edit(path)
-    again, direct = load(root, skip_bad=True), load(root, skip_bad=True, cache=False)
-    assert again.names == direct.names and again.content == direct.content
-    assert again.names == ["000000", name][:1 + path.exists()] and (again.frames == direct.frames).all()
-
-
-def test_a_split_whose_name_begins_alike_keeps_its_cache(root):
-    (root / "train-small.txt").write_text("000000\n")
-    load(root, "train-small")
-    load(root)
-    assert isinstance(load(root, "train-small").frames, np.memmap)
-
-
-def test_what_a_killed_process_left_is_removed_and_a_running_ones_is_not(root):
-    (root / ".packed").mkdir()
-    for name, time in (("train.1.tmp", 1), ("train.2.tmp", None)):
-        (root / ".packed" / name).write_bytes(b"part")
-        if time:
-            os.utime(root / ".packed" / name, (time, time))
-    load(root)
-    assert sorted(path.name for path in (root / ".packed").glob("*.tmp")) == ["train.2.tmp"]
-
-
-def load_digest(root):
-    clips = load(root)
-    return clips.content, type(clips.frames).__name__
-
-
-@pytest.mark.slow
-def test_processes_that_start_at_once_do_not_hurt_each_other(tmp_path):
-    root = make_dataset(tmp_path / "data", lengths=(400,) * 12)
-    with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("fork")) as pool:
-        results = list(pool.map(load_digest, [root] * 6))
-    assert {content for content, _ in results} == {load(root, cache=False).content}
-    assert isinstance(load(root).frames, np.memmap)
-    assert sorted(path.name for path in (root / ".packed").iterdir()) == ["train.json", "train.npy"]
-
-
-@pytest.fixture
-def read_only(root):
-    """The folder, unwritable for root too: mounted read-only."""
-    if os.geteuid():
-        root.chmod(0o555)
-        yield root
-        root.chmod(0o755)
-        return
-    if subprocess.run(["mount", "--bind", "-o", "ro", root, root], capture_output=True).returncode:
-        pytest.skip("mounting a folder read-only needs more rights")
-    yield root
-    subprocess.run(["umount", root], check=True)
-
-
-def test_a_read_only_folder_works_without_a_cache(read_only):
-    with pytest.raises(OSError):
-        (read_only / "x").write_text("")
-    assert len(load(read_only).names) == len(load(read_only).names) == 6
-    assert not (read_only / ".packed").exists()
-
-
-def test_a_folder_whose_cache_cannot_be_made_works_without(root):
-    (root / ".packed").write_text("a file where the folder would be")
-    assert len(load(root).names) == len(load(root).names) == 6
+    warning = load(root).warning
+    assert warning.startswith(str(root / "train.txt")) and "worst, entry" in warning

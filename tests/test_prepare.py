@@ -401,7 +401,7 @@ def test_a_folder_is_prepared_and_loads(tmp_path, joints_folder, capsys):
         (mean, std), group_statistics(np.concatenate([features[name] for name in splits["train"]]), T2M)
     ):
         np.testing.assert_allclose(got, wanted, atol=1e-6)
-    clips = load_split(out, "train", T2M, mean.astype(float), std.astype(float), cache=False)
+    clips = load_split(out, "train", T2M, mean.astype(float), std.astype(float))
     assert clips.names == splits["train"]
     joints = np.load(out / "new_joints/clip0.npy")
     assert joints.shape == (29, 22, 3) and joints.dtype == np.float32 and abs(joints[..., 1].min()) < 0.05

@@ -165,7 +165,7 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(checkpoint, data, 
     root = Path(shutil.copytree(data, tmp_path / "data"))
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     for out in (root, root / "new_joint_vecs", root / "all.txt", root / "all.txt" / "below"):
-        assert "with --out" in refused(capsys, checkpoint, "--data-root", root, "--out", out, "--no-cache")
+        assert "with --out" in refused(capsys, checkpoint, "--data-root", root, "--out", out)
     (tmp_path / "web").mkdir()
     (tmp_path / "web" / "manifest.json").write_text('{"name": "app"}')
     assert "web: holds other files" in refused(capsys, checkpoint, "--data-root", root, "--out",

@@ -233,7 +233,7 @@ def test_averaged_weights_are_evaluated_saved_and_loaded(data_root, tmp_path):
     loaded = HumanVQVAE.from_checkpoint(tmp_path / "run")
     for name, value in loaded.named_parameters():
         assert torch.equal(value, saved["ema"][name]) and not torch.equal(value, saved["net"][name]), name
-    clips = load_split(data_root, "val", loaded.spec, loaded.mean, loaded.std, cache=False)
+    clips = load_split(data_root, "val", loaded.spec, loaded.mean, loaded.std)
     logged = curves(tmp_path / "run")["./Test/mpjpe"][-1][1]
     assert evaluate_clips(loaded, clips)["mpjpe"] == pytest.approx(logged, rel=1e-5)
 

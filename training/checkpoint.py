@@ -6,7 +6,7 @@ from models.vqvae import HumanVQVAE, load_net
 from utils.errors import UserError
 
 # flags that may differ between a run and its resumption: they do not change what is computed
-FREE_FLAGS = {"data_root", "meta_dir", "no_cache", "out_dir", "exp_name", "eval_iter", "save_iter", "resume",
+FREE_FLAGS = {"data_root", "meta_dir", "out_dir", "exp_name", "eval_iter", "save_iter", "resume",
               "resume_pth", "overwrite", "force", "total_iter", "evaluator_dir", "glove_dir", "nb_vis"}
 
 

@@ -22,7 +22,7 @@ def load_validation(args, root, net, log):
     """
     spec, split, clips = net.spec, Path(root, "val.txt"), None
     if split.exists():
-        clips = load_split(root, "val", spec, net.mean, net.std, args.skip_bad_clips, cache=not args.no_cache)
+        clips = load_split(root, "val", spec, net.mean, net.std, args.skip_bad_clips)
     if clips is None or not len(select_clips(clips, spec)[0]):
         log.warning(f"No validation: {split} is missing or has no clip of "
                     f"{spec.min_eval_frames} to {MAX_EVAL_FRAMES - 1} frames.")

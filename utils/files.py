@@ -1,7 +1,6 @@
 """Files: the one atomic write, the one lock, and the readers of arrays and text."""
 import json
 import os
-import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -48,11 +47,10 @@ def atomic_write(path, flush=False):
             temporary.unlink()
 
 
-def remove_stale(folder, age=0):
-    """Remove the temporary files of killed processes in `folder`: those not written to for `age` seconds."""
+def remove_stale(folder):
+    """Remove the temporary files that killed processes left in `folder`."""
     for path in Path(folder).glob("*.tmp"):
-        if path.stat().st_mtime <= time.time() - age:
-            path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 def write_json(path, content):
@@ -98,12 +96,12 @@ def read_text(path, expected):
     raise UserError(f"{path}: is {found}; expected {expected}")
 
 
-def load_array(path, mmap=False):
-    """Read or map an array of numbers from an .npy file, running nothing. Raises UserError for any other."""
+def load_array(path):
+    """Read an array of numbers from an .npy file, running nothing. Raises UserError for any other."""
     found = describe_file(path)
     if found == ARRAY:
         try:
-            array = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+            array = np.load(path, allow_pickle=False)
             if array.dtype.kind in "biuf":
                 return array
             found = f"an array of {str(array.dtype)[:40]}"
