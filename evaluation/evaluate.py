@@ -25,8 +25,6 @@ METRICS = {  # per: what the number is a mean over. The real motion's number is 
     "jerk": Metric("jerk mm/frame³", 2, NEITHER, "third difference"),
     "skating": Metric("skating, share of contacts", 3, LESS, "contact"),
     "slide": Metric("foot slide mm/frame", 2, LESS, "contact"),
-    "penetration": Metric("penetration mm", 2, LESS, "frame"),
-    "kinetic_frechet": Metric("kinetic Fréchet (no extractor)", 3, LESS),
     "codes_used": Metric("codes used", 0, NEITHER),
     "dead_codes": Metric("dead codes", 0, NEITHER),
     "perplexity": Metric("perplexity", 1, MORE),
@@ -116,8 +114,6 @@ def _sum_clips(net, x, out, loss, full):
         sums[f"jerk{end}"] = metrics.length(joints.diff(3, dim=1)).mean(-1).sum(1)
         sums[f"skating{end}"] = (slide * spec.fps / 1000 > metrics.SKATE_SPEED).sum((1, 2))
         sums[f"slide{end}"] = slide.sum((1, 2))
-        sums[f"penetration{end}"] = metrics.foot_penetration(joints, spec.feet).sum(1)
-        sums[f"kinetic{end}"] = metrics.kinetic_features(joints / 1000, spec.fps)
     return sums
 
 
@@ -130,14 +126,8 @@ def _means(sums, lengths, counts, code_rate):
     result = {name: float(sums[name].sum() / over[per]) for name, per in names if per and name in sums}
     result["perplexity"] = float(np.mean([metrics.code_perplexity(row) for row in counts]))
     result["codes_used"] = int((counts > 0).sum())
-    if "kinetic" not in sums:
-        return result
-    rate = len(counts) * code_rate
-    result.update(dead_codes=int((counts == 0).sum()), tokens_per_second=rate,
-                  bits_per_second=rate * np.log2(counts.shape[1]))
-    if clips > 1:
-        spread = sums["kinetic_real"].std(0)
-        spread[spread < 1e-8] = 1.0  # a joint that never moves
-        real, pred = (metrics.gaussian(sums[name] / spread) for name in ("kinetic_real", "kinetic"))
-        result["kinetic_frechet"] = metrics.frechet_distance(*real, *pred)
+    if "contacts" in sums:
+        rate = len(counts) * code_rate
+        result.update(dead_codes=int((counts == 0).sum()), tokens_per_second=rate,
+                      bits_per_second=rate * np.log2(counts.shape[1]))
     return result

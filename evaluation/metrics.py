@@ -38,21 +38,6 @@ def foot_slide(joints, feet):
     return torch.hypot(step[..., 0], step[..., 2])
 
 
-def foot_penetration(joints, feet):
-    """Return the depth of the lowest foot joint below the floor y = 0, (…, T); 0 where no foot is below."""
-    return (-joints[..., list(feet), 1].amin(-1)).clamp(min=0)
-
-
-def kinetic_features(joints, fps):
-    """Return mean squared ground and vertical speed (m²/s²) and acceleration (m/s²) of joints, (…, 3·J).
-
-    joints (…, T, J, 3) in metres. Source: Onuma et al. 2008, as for dance in AIST++ (arXiv 2101.08779).
-    """
-    velocity, acceleration = joints.diff(dim=-3) * fps, joints.diff(2, dim=-3) * fps ** 2
-    ground = velocity[..., 0] ** 2 + velocity[..., 2] ** 2
-    return torch.cat([ground.mean(-2), (velocity[..., 1] ** 2).mean(-2), length(acceleration).mean(-2)], -1)
-
-
 def code_perplexity(counts):
     """Return exp of the entropy of code counts (K,); 0 where nothing was counted."""
     counts = np.asarray(counts, dtype=np.float64)

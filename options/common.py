@@ -1,9 +1,7 @@
 """What the command lines share: argument types, the @file parser, and groups of flags. No slow import."""
 import argparse
 import math
-import re
 import shlex
-import sys
 from functools import partial
 
 DATASETS = ("t2m", "kit", "demo")
@@ -25,12 +23,6 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs):
         super().__init__(fromfile_prefix_chars="@", allow_abbrev=False,
                          formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
-
-    def parse_args(self, args=None, namespace=None):
-        args = sys.argv[1:] if args is None else args
-        # argparse takes -1e-4 for a flag; a blank in front makes it a value
-        args = [f" {word}" if re.fullmatch(r"-[\d.]+e[-+]?\d+", word, re.I) else word for word in args]
-        return super().parse_args(args, namespace)
 
     def convert_arg_line_to_args(self, line):
         return shlex.split(line, comments=True)

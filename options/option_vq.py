@@ -57,7 +57,6 @@ def add_training_flags(parser):
     add("--lr", type=POSITIVE, default=2e-4, help="learning rate")
     add("--lr-scheduler", type=COUNT, nargs="+", default=[200000], metavar="ITER", help="milestones of decay")
     add("--gamma", type=POSITIVE, default=0.05, help="learning-rate decay at each milestone")
-    add("--lr-decay", choices=("milestones", "cosine"), default="milestones", help="steps, or half a cosine")
     add("--ema-weights", type=DECAY, metavar="DECAY", help="decay of the weights' moving average, e.g. 0.999")
     add("--weight-decay", type=WEIGHT, default=0.0, help="AdamW's weight decay")
     add("--seed", type=SEED, default=123, help="random seed")
@@ -131,8 +130,6 @@ def problems(args, defaults):
         (fsq and (args.nb_code != codes or codes > MOST_CODES),
          f"--fsq-levels make {codes:,} codes: at most {MOST_CODES:,} work; leave --nb-code out"),
         (args.float64 and (args.amp != "off" or args.tf32), "--float64 contradicts --amp and --tf32"),
-        (args.lr_decay == "cosine" and args.lr_scheduler != defaults["lr_scheduler"],
-         "--lr-scheduler acts only with --lr-decay milestones"),
         (args.loss_vel == 0 and args.vel_slice != "positions", "--vel-slice acts only with --loss-vel"),
         (args.force and not (args.resume or args.resume_pth), "--force acts only on a resumed run"),
         (not args.exp_name or "/" in args.exp_name or args.exp_name in (".", ".."),

@@ -171,7 +171,6 @@ def test_a_gif_plays_every_frame_at_the_right_time(tmp_path, fps):
             total += gif.info["duration"]
             frame = np.asarray(gif.convert("RGB")).astype(int)
             assert np.abs(frame - frames[n]).mean() < 4  # the palette's loss
-            assert tuple(frame[40, 2]) == draw.PAPER     # the paper stays white
     assert abs(total - 31000 / fps) <= 5
 
 

@@ -146,8 +146,8 @@ def test_a_perfect_reconstruction_has_no_error():
     result = evaluate_clips(Edited(lambda x: x), make_clips(LENGTHS), full=True)
     for name in ("recons", "mpjpe", "mpjpe_global", "velocity_error", "acceleration_error", "root_drift"):
         assert result[name] == 0
-    assert result["pa_mpjpe"] < 1 and result["kinetic_frechet"] == pytest.approx(0, abs=1e-4)
-    for name in ("jerk", "skating", "slide", "penetration"):
+    assert result["pa_mpjpe"] < 1
+    for name in ("jerk", "skating", "slide"):
         assert result[name] == result[f"{name}_real"]
 
 
@@ -167,12 +167,11 @@ def test_a_root_that_glides_skates_and_drifts():
     assert airborne["skating"] == 0 and airborne["slide"] == 0
 
 
-def test_a_sunken_foot_penetrates():
+def test_the_error_of_one_joint_is_told():
     def sink(x):
         x[..., 4 + 3 * (7 - 1) + 1] = -0.02   # the left ankle
         return x
     result = evaluate_clips(Edited(sink), still(), full=True)
-    assert result["penetration"] == pytest.approx(20, rel=1e-4) and result["penetration_real"] == 0
     assert result["joints"]["left_ankle"][1] == pytest.approx(20, rel=1e-4)
     assert result["joints"]["head"][1] == 0
     assert result["mpjpe_global"] == pytest.approx(20 / 22, rel=1e-4)
@@ -196,7 +195,7 @@ def test_a_half_precision_network_is_measured_in_single(dtype):
     net, clips = make_net().eval(), make_clips(LENGTHS[:5])
     expected = evaluate_clips(net, clips, full=True)
     result = evaluate_clips(net.to(dtype), clips, full=True)
-    for name in ("jerk_real", "skating_real", "slide_real", "penetration_real"):
+    for name in ("jerk_real", "skating_real", "slide_real"):
         assert result[name] == expected[name]
     assert result["recons"] == pytest.approx(expected["recons"], rel=0.05)
 

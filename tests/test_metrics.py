@@ -87,22 +87,6 @@ def test_a_foot_slides_by_what_it_moves_over_the_floor():
     assert slide[..., 0].unique().tolist() == [5.0] and slide[..., 1:].abs().max() == 0
 
 
-def test_penetration_is_the_depth_of_the_lowest_foot():
-    joints = torch.ones(1, 3, 22, 3)
-    joints[0, 1, 10, 1], joints[0, 1, 7, 1] = -3.0, -2.0
-    joints[0, 2, 21, 1] = -9.0                   # a hand is no foot
-    assert metrics.foot_penetration(joints, T2M.feet).tolist() == [[0.0, 3.0, 0.0]]
-
-
-def test_kinetic_features_of_uniform_motion():
-    t = torch.arange(8.0)
-    joints = torch.zeros(2, 8, 22, 3)
-    joints[..., 0], joints[..., 1] = (0.1 * t)[:, None], (0.2 * t)[:, None]
-    expected = torch.cat([torch.full((22,), 4.0), torch.full((22,), 16.0), torch.zeros(22)])
-    torch.testing.assert_close(metrics.kinetic_features(joints, 20), expected.expand(2, 66), atol=2e-3,
-                               rtol=1e-4)
-
-
 @pytest.mark.parametrize("counts, expected", [([5, 5, 5, 5], 4), ([7, 0, 0], 1), ([0, 0], 0),
                                               ([1, 3], 4 / 27 ** 0.25)])
 def test_code_perplexity(counts, expected):

@@ -1,7 +1,6 @@
 """One optimisation step. Nothing waits for the device. B windows, T frames, D features, R rows of latents."""
 import contextlib
 import copy
-import math
 from types import SimpleNamespace
 
 import torch
@@ -21,13 +20,11 @@ def warm_up_steps(args):
 
 
 def learning_rate(step, args):
-    """Return upstream's learning rate, or a half cosine, at a step from 1 through warm-up and training."""
+    """Return upstream's learning rate at a step from 1 through warm-up and training."""
     warm_up = warm_up_steps(args)
     if step <= warm_up:
         return args.lr * (step + 1) / (args.warm_up_iter + 1)
     base = learning_rate(warm_up, args) if warm_up else args.lr  # decays from where the warm-up ended
-    if args.lr_decay == "cosine":
-        return base * (1 + math.cos(math.pi * (step - warm_up - 1) / args.total_iter)) / 2
     return base * args.gamma ** sum(step - warm_up > milestone for milestone in args.lr_scheduler)
 
 

@@ -5,7 +5,6 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import gaussian_filter1d
-from scipy.spatial import KDTree
 from scipy.spatial.transform import Rotation
 
 from utils.files import atomic_write
@@ -169,16 +168,8 @@ def encode_gif(frames, fps):
 
     GIF counts time in 1/100 s: each frame's end is rounded, so that times do not drift.
     """
-    sample = Image.fromarray(np.concatenate(frames[::-(-len(frames) // 4)]))
-    exact = np.array([rgb for _, rgb in sorted(sample.getcolors(sample.width * sample.height))[-16:]])
-    palette = np.concatenate([np.reshape(sample.quantize(112).getpalette(), (-1, 3)), exact])
-    # the palette's nearest colour to each of 32 × 32 × 32; the most common ones, paper and limbs, stay exact
-    cube = np.moveaxis(np.indices((32, 32, 32)), 0, -1)
-    nearest = KDTree(palette).query(8 * cube + 4)[1].astype(np.uint8)
-    nearest[tuple(exact.T >> 3)] = range(len(palette) - len(exact), len(palette))
-    images = [Image.fromarray(nearest[tuple(np.moveaxis(frame >> 3, -1, 0))]) for frame in frames]
-    for image in images:
-        image.putpalette(palette.reshape(-1).tolist())
+    palette = Image.fromarray(np.concatenate(frames[::-(-len(frames) // 4)])).quantize(256)
+    images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     steps, stream = np.diff(np.round(np.arange(len(frames) + 1) * 100 / fps)), io.BytesIO()
     durations = (10 * np.maximum(steps, 2)).tolist()
     images[0].save(stream, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
