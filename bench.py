@@ -5,7 +5,6 @@
 
 A ratio is the median over rounds in which both sides ran in turn: a busy machine hardly changes it.
 """
-import itertools
 import sys
 import time
 from functools import partial
@@ -15,7 +14,6 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dataset.dataset_VQ import WindowFeed
 from evaluation.evaluate import evaluate_clips
 from models.batches import BATCH_FRAMES, evaluating
 from models.vqvae import QUANTIZERS, HumanVQVAE
@@ -91,16 +89,6 @@ def make_clips(spec, count):
                            offsets=np.cumsum([0, *lengths]), bad=[])
 
 
-def measure_data(args, device):
-    """Time a batch of windows beside a copy of as many bytes."""
-    training, numbers = args.training, itertools.count()
-    clips = make_clips(get_spec(training.dataname), args.clips[0])
-    feed = WindowFeed(clips, training.window_size, training.batch_size)
-    windows, other = feed.batch(0), feed.batch(1)
-    yield "a batch of the feed over a copy of as many bytes", *in_turn(
-        device, 20 * args.rounds, partial(other.copy_, windows), lambda: feed.batch(next(numbers)))
-
-
 def forward(net, batches):
     """Reconstruct batches of windows, and no more."""
     with evaluating(net):
@@ -123,8 +111,7 @@ def measure_evaluation(args, device):
 
 
 # each yields names, ratios, and the seconds of what was measured
-PARTS = {"step": measure_steps, "quantizers": measure_quantizers, "data": measure_data,
-         "evaluation": measure_evaluation}
+PARTS = {"step": measure_steps, "quantizers": measure_quantizers, "evaluation": measure_evaluation}
 
 
 def parse_args(argv=None):
@@ -134,7 +121,7 @@ def parse_args(argv=None):
     add = parser.add_argument
     add("--only", choices=PARTS, nargs="+", default=list(PARTS), metavar="PART", help=", ".join(PARTS))
     add("--clips", type=number(int, 2), nargs="+", default=[117], metavar="N",
-        help="synthetic clips of 40 to 199 frames, one evaluation each; data takes the first")
+        help="synthetic clips of 40 to 199 frames, one evaluation each")
     add("--rounds", type=COUNT, default=5, help="measurements of each number")
     args, rest = parser.parse_known_args(argv)
     args.training = get_args_parser(rest)

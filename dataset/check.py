@@ -31,7 +31,7 @@ from dataset.motion_folder import find_clips, find_statistics, read_clip, read_i
 from dataset.prepare.axes import posture_problems
 from utils.errors import UserError, exit_cleanly
 from utils.files import load_array
-from utils.motion_process import group_statistics
+from utils.motion_process import describe_statistics, group_statistics
 from utils.motion_spec import KIT, MAX_EVAL_FRAMES, SPECS
 
 LEVELS = dict(error=2, warning=1, note=0)       # of a finding → exit code
@@ -40,9 +40,6 @@ JOINT_SPEED = 20.0      # of any joint
 FROZEN = 1.0            # seconds in which no feature changes by a millionth
 DRIFT = 0.02            # share by which a bone's length may change within a clip
 PUBLISHED = {"t2m": dict(train=23384, val=1460, test=4384)}
-# HumanML3D's std and mean by feature group; the evaluator's are within 2 % of them, but for the bias
-STDS = (0.0128256, 0.0169271, 0.153766, 0.122244, 0.299692, 0.0194703, 0.355933)
-MEANS = (-5.65246e-06, 0.00432924, 0.938551, 0.306471, 0.203531, 0.00291261, 0.854621)
 
 
 def clip_problems(clip, spec):
@@ -150,21 +147,18 @@ def _name_statistics(root, meta_dir, own, spec, found):
     except UserError as error:
         found["error", str(error)] = []
         return "none"
-    biased = std[-1] < (0.06 if own is None else 0.2 * own[1][-1])
-    std[[0, 1, 2, 3, -4, -3, -2, -1]] *= 25 if biased else 1
-    variant = " with the evaluator's bias, root and contacts 25 times smaller" if biased else ""
-    stds, means = ([array[part].mean() for part in spec.slices.values()] for array in (std, mean))
-    if spec.width == 263 and np.allclose(stds, STDS, 0.02) and np.allclose(means, MEANS, 0, 0.03):
-        return f"{folder}: HumanML3D's published{variant}; recognised by value"
+    kind = f"{folder}: {describe_statistics(std)} variant"
     if own is None:
-        return f"{folder}: unknown, there is no usable training clip to compare with"
+        return f"{kind}; there is no usable training clip to compare with"
+    biased = std[-1] < 0.2 * own[1][-1]     # the evaluator's root and contacts
+    std[[0, 1, 2, 3, -4, -3, -2, -1]] *= 25 if biased else 1
     shift, ratio = np.abs((mean - own[0]) / own[1]).max(), std / own[1]
     if shift < 0.01 and np.abs(ratio - 1).max() < 0.01:
-        return f"{folder}: the folder's own, of its training split{variant}"
+        return f"{kind}, the folder's own, of its training split"
     off = f"mean off by up to {shift:.2g} std, std {ratio.min():.3g} to {ratio.max():.3g} times its own"
     if shift > 0.5 or ratio.min() < 1 / 1.5 or ratio.max() > 1.5:
         found["warning", f"mean and std are not the training split's: {off}"] = []
-    return f"{folder}: neither the training split's nor a published one; {off}"
+    return f"{kind}, not the training split's: {off}"
 
 
 @exit_cleanly

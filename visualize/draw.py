@@ -138,16 +138,14 @@ class Figure:
         return np.asarray(image.reduce(OVER))
 
 
-def draw_frames(joints, spec, *, size=256, reference=None, alone=False, title="", frames=None):
-    """Return a skeleton in motion as pictures, (n, H, W, 3) uint8, n = T or len(frames), H = W = size.
+def draw_frames(joints, spec, *, size=256, reference=None, alone=False, title=""):
+    """Return a skeleton in motion as pictures, (T, H, W, 3) uint8, H = W = size.
 
     joints (T, J, 3), metres or millimetres, y up; spec: MotionSpec.
     reference (T, J, 3): the original, drawn on the left (W = 2·size), with its path in grey on the right too,
-    and the errors in mm. alone: draw the right figure only.
-    frames: indices to draw; None: all. Raises UserError for joints that cannot be drawn.
+    and the errors in mm. alone: draw the right figure only. Raises UserError for joints that cannot be drawn.
     """
     joints, left = skeleton.check_joints(joints, spec), None
-    frames = range(len(joints)) if frames is None else frames
     notes = [f"{frame / spec.fps:.1f} s" for frame in range(len(joints))]
     if reference is not None:
         reference = skeleton.check_joints(reference, spec, "reference joints", len(joints))
@@ -159,7 +157,7 @@ def draw_frames(joints, spec, *, size=256, reference=None, alone=False, title=""
         errors = zip(*skeleton.frame_error(right.joints, left.joints))
         texts = [f"{aligned:.0f} mm root-aligned, {overall:.0f} mm global" for aligned, overall in errors]
         figures = [(left, notes), (right, texts)]
-    return np.concatenate([[figure.picture(frame, texts[frame]) for frame in frames]
+    return np.concatenate([[figure.picture(*each) for each in enumerate(texts)]
                            for figure, texts in figures], 2)
 
 

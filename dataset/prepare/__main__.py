@@ -92,7 +92,11 @@ def main(argv=None):
     report = write_dataset(args.out, clips, spec.name, reading=reading, **settings)
     print_summary(args, report, spec)
     if args.preview:
-        draw_previews(args, report, spec)
+        from visualize.draw import save_gif  # here, for only pictures need Pillow
+        names = list(report.records)
+        for name in names[::max(1, len(names) // args.preview)][:args.preview]:
+            joints = load_array(Path(args.out, JOINTS, f"{name}.npy"))
+            save_gif(Path(args.out, "previews", f"{name}.gif"), joints, spec, title=name)
     return 0
 
 
@@ -133,15 +137,6 @@ def print_summary(args, report, spec):
         print(f"{what}: {value} ({count})")
     for why in report.rejected.values():
         print(f"rejected: {why}", file=sys.stderr)
-
-
-def draw_previews(args, report, spec):
-    """Draw some clips, spread over all of them, as GIFs in OUT/previews."""
-    from visualize.draw import save_gif  # here, for only pictures need Pillow
-    folder, names = Path(args.out, "previews"), list(report.records)
-    folder.mkdir(exist_ok=True)
-    for name in names[::max(1, len(names) // args.preview)][:args.preview]:
-        save_gif(folder / f"{name}.gif", load_array(Path(args.out, JOINTS, f"{name}.npy")), spec, title=name)
 
 
 if __name__ == "__main__":
