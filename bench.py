@@ -22,7 +22,6 @@ from options.option_vq import get_args_parser
 from training.step import AMP, build_objective, train_step
 from utils.device import is_slow_in_bf16, pick_device, set_precision
 from utils.errors import exit_cleanly
-from utils.motion_spec import get_spec
 
 FSQ = {"fsq_levels": (8, 8, 8), "nb_code": 512}  # as many codes as the published codebook's
 PRODUCT = {"cuda": 8192}  # rows of the matrix product to compare with; 2048 elsewhere
