@@ -119,9 +119,8 @@ def load_data(args, net, log):
     if args.dataname == "demo":
         from dataset.prepare.demo import ensure_demo  # here, for only the demo needs its animation
         with rank_zero_first():
-            made = ensure_demo(root)
-        if made:
-            log.info(f"{root}: made the demo set")
+            if ensure_demo(root):
+                log.info(f"{root}: made the demo set")
     find_clips(root)
     net.mean, net.std, meta = find_statistics(args, spec)
     variant, expected = describe_statistics(net.std), "data set" if samefile(meta, root) else "evaluator"

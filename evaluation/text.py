@@ -49,14 +49,13 @@ def _embed_motion(net, clips, clip, start, length, extractors, batch_frames):
     seen = own if extractors.mean is None else (extractors.mean, extractors.std)
     like, (rank, world) = next(extractors.parameters()), rank_and_world()
     mean, std, to_mean, to_std = (torch.as_tensor(np.asarray(a)).to(like) for a in (*own, *seen))
-    same = torch.equal(mean, to_mean) and torch.equal(std, to_std)
     result = torch.zeros(2, len(length), extractors.embedding, dtype=torch.float64)
     with evaluating(net):
         for batch in equal_length_batches(length, batch_frames)[rank::world]:
             x, out, _ = forward_clips(net, clips, clip[batch], start[batch], length[batch[0]])
             lengths = torch.as_tensor(length[batch], device=x.device)
             for embedded, motion in zip(result, (x, out)):
-                motion = motion if same else (motion * std + mean - to_mean) / to_std
+                motion = (motion * std + mean - to_mean) / to_std
                 embedded[batch] = extractors.embed_motion(motion, lengths).cpu().double()
     return all_reduce(result)
 

@@ -57,8 +57,10 @@ def load_checkpoint(path):
     if key is None:
         raise UserError(f"{path}: holds no network under {', '.join(STATE_KEYS)}; its keys: {_some(content)}")
     if key == "vq_model":  # MoMask's names, and its statistics beside the file
-        meta = _read_meta(Path(path).parent.with_name("meta"))
-        content = {**content, **meta, "iter": content.get("total_it")}
+        meta = Path(path).parent.with_name("meta")
+        files = {name: meta / f"{name}.npy" for name in ("mean", "std")}
+        content.update((name, load_array(file)) for name, file in files.items() if file.is_file())
+        content["iter"] = content.get("total_it")
     content = _plain(content)
     args = content.get("args")
     args = vars(args) if isinstance(args, argparse.Namespace) else args
@@ -264,12 +266,6 @@ def _read_lines(text):
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             values[key.strip()] = value.strip()
     return values
-
-
-def _read_meta(folder):
-    """Return {"mean": …, "std": …} of a MoMask run's meta folder, or {} where it has none."""
-    paths = {name: folder / f"{name}.npy" for name in ("mean", "std")}
-    return {name: load_array(path) for name, path in paths.items() if path.is_file()}
 
 
 def read_statistics(checkpoint, width, path):

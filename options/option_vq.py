@@ -5,7 +5,6 @@ import math
 from options import common
 from options.common import COUNT, DECAY, NET_ARGS, POSITIVE, SEED, SHARE, WEIGHT, number
 
-MOST_CODES = 1 << 20
 LAYERS = ("num_quantizers", "shared_codebook", "quantize_dropout_prob", "sample_codebook_temp")
 ACTS_WITH = {  # flag → the quantizers that read it
     "mu": ("ema_reset", "ema", "residual"), "beta": ("orig",), "fsq_levels": ("fsq",),
@@ -41,7 +40,7 @@ def add_network_flags(parser):
     add("--shared-codebook", action="store_true", help="one codebook for all residual layers")
     add("--quantize-dropout-prob", type=SHARE, help="share of batches that train only the first few layers")
     add("--sample-codebook-temp", type=WEIGHT, help="temperature of drawing residual codes; 0: the nearest")
-    add("--fsq-levels", type=number(int, 2, 1 << 20), nargs="+", metavar="LEVELS", help="e.g. 8 5 5 5 (fsq)")
+    add("--fsq-levels", type=number(int, 2, 2 ** 20), nargs="+", metavar="LEVELS", help="e.g. 8 5 5 5 (fsq)")
     parser.set_defaults(**NET_ARGS)
 
 
@@ -127,8 +126,8 @@ def problems(args, defaults):
         (args.vq_norm == "BN" and args.window_size == unit and args.batch_size == 1,
          "--vq-norm BN cannot normalise one value per channel; use a larger --batch-size or --window-size"),
         (fsq and not args.fsq_levels, "--quantizer fsq needs --fsq-levels, e.g. 8 5 5 5"),
-        (fsq and (args.nb_code != codes or codes > MOST_CODES),
-         f"--fsq-levels make {codes:,} codes: at most {MOST_CODES:,} work; leave --nb-code out"),
+        (fsq and (args.nb_code != codes or codes > 2 ** 20),
+         f"--fsq-levels make {codes:,} codes: at most {2 ** 20:,} work; leave --nb-code out"),
         (args.float64 and (args.amp != "off" or args.tf32), "--float64 contradicts --amp and --tf32"),
         (args.loss_vel == 0 and args.vel_slice != "positions", "--vel-slice acts only with --loss-vel"),
         (args.force and not (args.resume or args.resume_pth), "--force acts only on a resumed run"),

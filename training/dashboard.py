@@ -37,8 +37,7 @@ class Dashboard:
     def draw_validation(self, result, iteration):
         """Log what `evaluate_clips` returned of joints and codes, and draw the picked clips."""
         first, self.result = not self.result, result
-        errors = {name: aligned for name, (aligned, _) in result["joints"].items()}
-        self.add_scalars("Joints", errors, iteration)
+        self.add_scalars("Joints", {name: error for name, (error, _) in result["joints"].items()}, iteration)
         self.writer.add_histogram("Validation/codebook_use", np.array(result["counts"]), iteration)
         for i, (name, joints, original) in enumerate(self._reconstruct()):
             if first:

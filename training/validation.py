@@ -4,15 +4,13 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from dataset.dataset_TM_eval import draw, load_captioned
+from dataset.dataset_TM_eval import BATCH, draw, load_captioned
 from dataset.motion_folder import load_split
 from evaluation.evaluate import evaluate_clips, select_clips
 from evaluation.metrics import code_perplexity
 from evaluation.text import evaluate_text
 from models.evaluator_wrapper import find_missing, load_extractors
 from utils.motion_spec import MAX_EVAL_FRAMES
-
-BATCH = 32  # captioned clips in a batch of R-precision
 
 
 def load_validation(args, root, net, log):

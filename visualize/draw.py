@@ -21,11 +21,7 @@ AZIMUTH, ELEVATION = 30, 14  # degrees; azimuth 0 looks into the face of a clip 
 DISTANCE, STAGE = 4.5, 1.3   # from camera to root, and the ground disc's radius, in skeleton heights
 GRID_METRES = 0.5
 
-
-@lru_cache(maxsize=16)
-def font(size):
-    """Return Pillow's own font at `size` pixels."""
-    return ImageFont.load_default(size)
+font = lru_cache(ImageFont.load_default)    # Pillow's own font, by its size in pixels
 
 
 def fitting_font(text, size, width):
@@ -114,10 +110,8 @@ class Figure:
             draw.line(line, fill=GRID, width=OVER)
         for path, colour in self.paths:
             past = self.on_floor(path[frame::-max(1, frame // TRAIL_POINTS)])
-            away = np.hypot(*(past - centre)[:, [0, 2]].T) > radius
-            past = past[:np.argmax(away)] if away.any() else past
-            line = self.project(past, frame)[0].reshape(-1).tolist()
-            draw.line(line, fill=colour, width=2 * OVER)
+            past = past[np.hypot(*(past - centre)[:, [0, 2]].T) < radius]
+            draw.line(self.project(past, frame)[0].reshape(-1).tolist(), fill=colour, width=2 * OVER)
         rx, ry = 1.3 * self.width, 0.6 * self.width
         for x, y in self.feet[frame, self.contacts[frame]].tolist():
             draw.ellipse((x - rx, y - ry, x + rx, y + ry), fill=CONTACT)

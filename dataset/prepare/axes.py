@@ -2,6 +2,7 @@
 import numpy as np
 
 from utils.errors import UserError
+from utils.motion_process import unit
 
 AXES = ("y", "z", "-y", "-z")
 UNITS = {"m": 1.0, "cm": 0.01, "mm": 0.001, "inches": 0.0254, "feet": 0.3048, "dm": 0.1}    # in metres
@@ -28,10 +29,6 @@ def turn_up(joints, up):
     """Rotate joints (…, 3) so that the axis `up` (y, z, -y, -z) becomes y."""
     x, y, z = np.moveaxis(joints, -1, 0)
     return np.stack({"y": (x, y, z), "z": (x, z, -y), "-y": (x, -y, -z), "-z": (x, -z, y)}[up], -1)
-
-
-def _unit(vectors):
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)
 
 
 def _apart(a, b):
@@ -82,7 +79,7 @@ def check_proportions(joints, spec, rigid=False):
 def _trunk_and_legs(joints, spec):
     """Return the unit directions (T, 3) of the trunk, upwards, and of the legs, downwards."""
     hips, shoulders, ankles = (both.mean(0) for both in _sides(joints, spec, "hip", "shoulder", "ankle"))
-    return _unit(shoulders - hips), _unit(ankles - hips)
+    return unit(shoulders - hips), unit(ankles - hips)
 
 
 def _upright_axis(joints, spec, expected="y"):
@@ -126,8 +123,8 @@ def is_mirrored(joints, spec):
     """Return whether knees and toes point backwards, as seen from the sides that the joints' names tell."""
     hip, knee, ankle, foot = _sides(joints, spec, "hip", "knee", "ankle", "foot")
     across = hip[0] - hip[1]
-    knees = np.median((_unit(knee - hip) * _unit(np.cross(across, hip - ankle))).sum(-1))       # cosines
-    toes = np.median((_unit(foot - ankle) * _unit(np.cross(across, knee - ankle))).sum(-1))
+    knees = np.median((unit(knee - hip) * unit(np.cross(across, hip - ankle))).sum(-1))       # cosines
+    toes = np.median((unit(foot - ankle) * unit(np.cross(across, knee - ankle))).sum(-1))
     return bool((toes < -0.3 and knees < 0.04) or (knees < -0.04 and toes < 0.1))
 
 

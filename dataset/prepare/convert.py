@@ -15,7 +15,6 @@ import numpy as np
 from tqdm import tqdm
 
 from dataset.prepare.captions import mirror_line, text_line
-from dataset.prepare.joint_maps import describe_entry
 from dataset.prepare.source import Reading, read_clip
 from utils.errors import UserError
 from utils.files import atomic_write, exclusive_lock, load_array, remove_stale, save_array
@@ -187,8 +186,10 @@ def _convert(out, spec, reading, read, joints, mirrored, job):
 def describe(found):
     """Yield a line for each thing that was found in a source, its joints last."""
     for what, value in {**found, **found.get("map", {})}.items():
+        if isinstance(value, list):  # a point between two joints
+            value = "{2:g} of the way from {0} to {1}".format(*value)
         if what != "map":
-            yield f"    {what:<16}{describe_entry(value)}"
+            yield f"    {what:<16}{value}"
 
 
 def _write_splits(out, splits, counted, spec):

@@ -26,7 +26,6 @@ TODAY = {"BioMotionLab_NTroje": "BMLrub", "DFaust_67": "DFaust", "MPI_HDM05": "H
          "EyesJapanDataset": "Eyes_Japan_Dataset", "pose_data": "humanact12"}
 # frames at 20 fps without motion, cut off first
 LEADING = {"Eyes_Japan_Dataset": 60, "HDM05": 60, "TotalCapture": 20, "PosePrior": 20, "Transitions": 10}
-
 BODY = ("v_template", "shapedirs", "J_regressor", "kintree_table")
 
 
@@ -193,5 +192,3 @@ def build(out, amass, body_models, repo=None, **settings):
             own, published = map(load_array, paths)
             far = f"{np.abs(own - published).max():.1e}" if own.shape == published.shape else "another shape"
             print(f"{part}: largest difference from the published one: {far}")
-    if "007975" in report.rejected or "007975" in report.records:
-        print(f"007975, which was published with NaN: {report.rejected.get('007975', 'finite here')}")

@@ -9,6 +9,7 @@ import numpy as np
 from dataset.prepare.skeleton import recognise
 from utils.errors import UserError
 from utils.files import read_text
+from utils.motion_process import unit
 from utils.motion_spec import KIT, T2M
 
 SPINE = ("pelvis", "spine1", "spine2", "spine3", "neck")
@@ -34,11 +35,6 @@ def read_map(path):
             raise UserError(f"{path}: {target} is {json.dumps(entry)[:60]}; "
                             "expected a joint's name or [name, name, share]")
     return joints
-
-
-def describe_entry(entry):
-    """Return a source joint, or a point between two, in words."""
-    return entry if isinstance(entry, str) else f"{entry[2]:g} of the way from {entry[0]} to {entry[1]}"
 
 
 def find_map(names, parents, lengths, own):
@@ -93,8 +89,7 @@ def _complete(body):
             body[collar] = 0.6 * (body["spine3"] + body["neck"]) / 2 + 0.4 * body[shoulder]
         if lacks(foot, ankle):
             forward = np.cross(body["right_hip"] - body["left_hip"], body[ankle] - body[knee])
-            forward /= np.maximum(np.linalg.norm(forward, axis=-1, keepdims=True), 1e-9)
-            body[foot] = body[ankle] + FOOT * thigh * forward
+            body[foot] = body[ankle] + FOOT * thigh * unit(forward)
 
 
 def to_kit(joints):
