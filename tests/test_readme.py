@@ -21,7 +21,7 @@ SMALL = {  # later flags win over those of the README
     "train_vq.py": [*TINY, *"--total-iter 2 --warm-up-iter 1 --batch-size 4 --window-size 32 --eval-iter 2 "
                     "--nb-vis 1".split()],
     "dataset.prepare": ["--workers", "1"],
-    "bench.py": [*TINY, *"--batch-size 2 --rounds 1 --clips 4 --only evaluation data".split()],
+    "bench.py": [*TINY, *"--batch-size 2 --rounds 1 --clips 4 --only evaluation".split()],
 }
 SERVER = '''
 import os, runpy, sys, traceback
