@@ -127,8 +127,6 @@ def load_data(args, net, log):
     log.info(f"Using mean and std from {meta} ({variant} variant).")
     if args.dataname == "t2m" and variant != expected:
         log.warning(f"{meta}: expected the {expected} variant, found the {variant} one; see --meta-dir.")
-    elif args.dataname == "t2m" and variant == "data set":
-        log.info("Published numbers use the evaluator variant: root and contact std ÷ 25 (--meta-dir).")
     net.std = weigh_root_and_contacts(net.std, spec, args.feat_bias)
     clips = load_split(root, "train", spec, net.mean, net.std, args.skip_bad_clips)
     feed = WindowFeed(clips, args.window_size, args.batch_size, args.seed, args.edge_frames)

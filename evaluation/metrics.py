@@ -79,8 +79,3 @@ def retrieval(text, motion, batch=32, top=3):
     rank = (order == torch.arange(batch)[:, None]).int().argmax(-1)          # of the true motion
     shares = np.array([float((rank <= k).double().mean()) for k in range(top)])
     return shares, float(distance.diagonal(dim1=-2, dim2=-1).mean())
-
-
-def confidence(values):
-    """Return the mean and the half-width of the 95 % interval, 1.96·std/√n (population std, as published)."""
-    return float(np.mean(values)), float(1.96 * np.std(values) / len(values) ** 0.5)

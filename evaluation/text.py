@@ -38,9 +38,10 @@ def evaluate_text(net, clips, captioned, draws, extractors, seed=0, batch_frames
             row.update({f"top{k}{end}": share for k, share in enumerate(shares, 1)})
             row[f"diversity{end}"] = metrics.diversity(motion, pairs, rng)
         rows.append(row)
-    means, halves = zip(*(metrics.confidence([row[name] for row in rows]) for name in rows[0]))
-    return dict(zip(rows[0], means), intervals=dict(zip(rows[0], halves)), repetitions=len(draws),
-                text_clips=m, diversity_pairs=pairs)
+    table = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    intervals = {name: 1.96 * float(column.std()) / len(rows) ** 0.5 for name, column in table.items()}
+    return dict({name: float(column.mean()) for name, column in table.items()}, intervals=intervals,
+                repetitions=len(draws), text_clips=m, diversity_pairs=pairs)
 
 
 def _embed_motion(net, clips, clip, start, length, extractors, batch_frames):

@@ -34,3 +34,13 @@ def test_each_loss_by_hand(name, small, large):
     loss, zero = ReConsLoss(name, 22), torch.zeros(1, 1, 263)
     assert float(loss(zero + 0.5, zero)) == pytest.approx(small)
     assert float(loss(zero + 3, zero)) == pytest.approx(large)
+
+
+def test_errors_of_the_yaw_add_up_to_the_headings():
+    loss, zero = ReConsLoss("l1", 22), torch.zeros(2, 8, 263)
+    turning, steady = zero.clone(), zero.clone()
+    turning[..., 0] = 0.5                                   # off by 0.5, 1.0 … 4.0
+    steady[..., 0] = torch.tensor([0.5, -0.5]).repeat(4)    # and by 0.5, 0, 0.5, 0 …
+    assert float(loss.forward_heading(turning, zero)) == pytest.approx(2.25)
+    assert float(loss.forward_heading(steady, zero)) == pytest.approx(0.25)
+    assert float(loss.forward_heading(zero + 3 * (torch.arange(263) > 0), zero)) == 0

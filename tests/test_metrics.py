@@ -155,9 +155,3 @@ def test_retrieval_counts_within_batches_and_drops_the_partial_one():
 
 def test_retrieval_of_collapsed_embeddings_is_chance_and_not_perfect():
     assert metrics.retrieval(np.ones((64, 3)), np.ones((64, 3)))[0].tolist() == [1 / 32, 2 / 32, 3 / 32]
-
-
-def test_confidence_of_known_values():
-    mean, half = metrics.confidence([1.0, 3.0, 1.0, 3.0])
-    assert (mean, half) == (2.0, pytest.approx(0.98))
-    assert metrics.confidence([5.0])[1] == 0

@@ -112,6 +112,16 @@ def test_an_overflow_in_fp16_moves_nothing_and_halves_the_scale():
     assert not bool(done.refused) and not unchanged(net, before)
 
 
+def test_the_heading_counts_where_it_is_asked_for():
+    net, objective, optimizer, scaler, x = setup("--loss-heading", "0.5")
+    train_step(objective, net, optimizer, scaler, [x])  # fills the codebook
+    net.eval()
+    recons, vel, commit, total = objective(x)[0]
+    heading = objective.loss_fn.forward_heading(net(x)[0], x)
+    expected = recons + 0.02 * commit + 0.5 * vel + 0.5 * heading
+    assert float(heading) > 0 and float(total) == pytest.approx(float(expected), rel=1e-5)
+
+
 @pytest.mark.parametrize("where", ["window", "loss"])
 def test_a_step_that_is_not_finite_moves_nothing(where, monkeypatch):
     net, objective, optimizer, scaler, x = setup()
@@ -120,7 +130,7 @@ def test_a_step_that_is_not_finite_moves_nothing(where, monkeypatch):
     if where == "window":
         x[1, 3] = float("nan")
     else:
-        monkeypatch.setattr(objective, "loss_vel", float("inf"))
+        monkeypatch.setattr(objective.args, "loss_vel", float("inf"))
     done = train_step(objective, net, optimizer, scaler, [x])
     assert bool(done.refused) and bool(done.bad) and unchanged(net, before)
 

@@ -35,7 +35,7 @@ class Objective(nn.Module):
         super().__init__()
         self.net = net
         self.loss_fn = ReConsLoss(args.recons_loss, net.spec.joints, args.vel_slice)
-        self.commit, self.loss_vel, self.amp = args.commit, args.loss_vel, AMP[args.amp]
+        self.args, self.amp = args, AMP[args.amp]
 
     def forward(self, x):
         """x (B, T, D) → losses (4,): recons, vel, commit, weighted total; rows (R, C) and codes (R,)."""
@@ -47,7 +47,9 @@ class Objective(nn.Module):
         out = out.to(x.dtype)
         recons = self.loss_fn(out, x)
         vel = self.loss_fn.forward_vel(out, x)
-        total = recons + self.commit * commit + self.loss_vel * vel
+        total = recons + self.args.commit * commit + self.args.loss_vel * vel
+        if self.args.loss_heading:
+            total = total + self.args.loss_heading * self.loss_fn.forward_heading(out, x)
         return torch.stack([recons, vel, commit, total]), rows, idx
 
 

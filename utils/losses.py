@@ -27,3 +27,7 @@ class ReConsLoss(nn.Module):
     def forward_vel(self, motion_pred, motion_gt):
         """Return the mean loss () over `vel_slice` of (…, D) and (…, D)."""
         return self.loss(motion_pred[..., self.vel], motion_gt[..., self.vel])
+
+    def forward_heading(self, motion_pred, motion_gt):
+        """Return the mean loss () over the heading, the yaw steps of features (…, T, D) summed up."""
+        return self.loss(motion_pred[..., 0].cumsum(-1), motion_gt[..., 0].cumsum(-1))

@@ -16,7 +16,6 @@ PAPER, GROUND, GRID = (255, 255, 255), (240, 242, 246), (208, 213, 222)
 INK, FAINT = (52, 58, 70), (138, 146, 160)
 CONTACT, TRAIL, GHOST = (126, 206, 148), (128, 110, 196), (176, 182, 192)
 OVER = 2        # pictures are painted at twice their size and reduced, which smooths edges
-TRAIL_POINTS = 48
 AZIMUTH, ELEVATION = 30, 14  # degrees; azimuth 0 looks into the face of a clip that starts facing +z
 DISTANCE, STAGE = 4.5, 1.3   # from camera to root, and the ground disc's radius, in skeleton heights
 GRID_METRES = 0.5
@@ -109,7 +108,7 @@ class Figure:
         for line in lines.reshape(-1, 4).tolist():
             draw.line(line, fill=GRID, width=OVER)
         for path, colour in self.paths:
-            past = self.on_floor(path[frame::-max(1, frame // TRAIL_POINTS)])
+            past = self.on_floor(path[frame::-max(1, frame // 48)])
             past = past[np.hypot(*(past - centre)[:, [0, 2]].T) < radius]
             draw.line(self.project(past, frame)[0].reshape(-1).tolist(), fill=colour, width=2 * OVER)
         rx, ry = 1.3 * self.width, 0.6 * self.width
