@@ -116,8 +116,8 @@ def test_the_heading_counts_where_it_is_asked_for():
     net, objective, optimizer, scaler, x = setup("--loss-heading", "0.5")
     train_step(objective, net, optimizer, scaler, [x])  # fills the codebook
     net.eval()
-    recons, vel, commit, total = objective(x)[0]
-    heading = objective.loss_fn.forward_heading(net(x)[0], x)
+    recons, vel, commit, total = objective(x)[0].detach()
+    heading = objective.loss_fn.forward_heading(net(x)[0].detach(), x)
     expected = recons + 0.02 * commit + 0.5 * vel + 0.5 * heading
     assert float(heading) > 0 and float(total) == pytest.approx(float(expected), rel=1e-5)
 
