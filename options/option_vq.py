@@ -64,7 +64,7 @@ def add_training_flags(parser):
     add("--commit", type=WEIGHT, default=0.02, help="weight of the commitment loss")
     add("--loss-vel", type=WEIGHT, default=0.5, help="weight of the loss over --vel-slice")
     add("--vel-slice", choices=("positions", "velocities"), default="positions", help="under --loss-vel")
-    add("--loss-heading", type=WEIGHT, default=0.0, help="weight of the loss over the yaw steps summed up")
+    add("--loss-heading", type=WEIGHT, default=0.0, help="weight of the loss over the heading")
     add("--feat-bias", type=POSITIVE, default=1.0, metavar="FACTOR",
         help="weigh root and contact features that much more (MoMask: 5); the evaluator's std does already")
     add = parser.add_argument_group("speed").add_argument

@@ -166,6 +166,7 @@ def test_a_gif_plays_every_frame_at_the_right_time(tmp_path, fps):
             total += gif.info["duration"]
             frame = np.asarray(gif.convert("RGB")).astype(int)
             assert np.abs(frame - frames[n]).mean() < 4  # the palette's loss
+            assert np.abs(frame[40, 2] - draw.PAPER).max() <= 4
     assert abs(total - 31000 / fps) <= 5
 
 

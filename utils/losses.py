@@ -29,5 +29,5 @@ class ReConsLoss(nn.Module):
         return self.loss(motion_pred[..., self.vel], motion_gt[..., self.vel])
 
     def forward_heading(self, motion_pred, motion_gt):
-        """Return the mean loss () over the heading, the yaw steps of features (…, T, D) summed up."""
+        """Return the mean loss () over the heading: yaw velocities of (…, T, D), summed over time."""
         return self.loss(motion_pred[..., 0].cumsum(-1), motion_gt[..., 0].cumsum(-1))
