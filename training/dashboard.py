@@ -1,4 +1,4 @@
-"""Curves and pictures of a run's validations in TensorBoard, and GIF files at its end. No random number is drawn."""
+"""Curves and pictures of a run's validations in TensorBoard, and GIF files. No random number is drawn."""
 from pathlib import Path
 
 import numpy as np
